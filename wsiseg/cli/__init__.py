@@ -1,0 +1,1 @@
+"""The command line: click, one small file per command group, no logic."""

@@ -1,0 +1,1 @@
+"""How it predicts a slide: windows, blending, bounded memory."""

@@ -1,0 +1,1 @@
+"""The network, the diffusion process around it, and its checkpoints."""

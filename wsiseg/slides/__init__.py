@@ -1,0 +1,1 @@
+"""What is on the glass: reading slides by mpp, tissue, stain, cohorts."""

@@ -1,0 +1,1 @@
+"""The pipeline, one module a stage: wiring only. Stages meet through files, never by import."""

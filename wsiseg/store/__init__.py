@@ -1,0 +1,1 @@
+"""What is on disk between stages: zarr v3 groups with a ledger of finished work."""

@@ -1,0 +1,1 @@
+"""How it learns: data, augmentation, losses, metrics and the loop."""

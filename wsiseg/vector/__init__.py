@@ -1,0 +1,1 @@
+"""How pathologists see it: exact polygons and QuPath's GeoJSON."""
