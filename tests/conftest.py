@@ -33,10 +33,16 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def wsiseg() -> Run:
     """Run `wsiseg ARGS...` as a user would, in a child process; `.returncode/.stdout/.stderr`."""
 
-    def run(*args: object, cwd: Path | None = None, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: object, cwd: Path | None = None, timeout: float = 280
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "wsiseg", *map(str, args)],
-            capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd,
+            check=False,
             env={**os.environ, "OMP_NUM_THREADS": "2", "COLUMNS": "200"},
         )
 

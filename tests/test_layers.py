@@ -10,12 +10,26 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "wsiseg"
 
 LAYERS = {
-    "cli": 5, "__main__": 6,
+    "cli": 5,
+    "__main__": 6,
     "stages": 4,
-    "training": 3, "inference": 3, "vector": 3,
-    "slides": 2, "store": 2, "models": 2, "cluster": 2,
-    "grid": 1, "synthetic": 1, "settings": 1,
-    "geometry": 0, "errors": 0, "config": 0, "runinfo": 0, "outputs": 0, "classes": 0, "progress": 0,
+    "training": 3,
+    "inference": 3,
+    "vector": 3,
+    "slides": 2,
+    "store": 2,
+    "models": 2,
+    "cluster": 2,
+    "grid": 1,
+    "synthetic": 1,
+    "settings": 1,
+    "geometry": 0,
+    "errors": 0,
+    "config": 0,
+    "runinfo": 0,
+    "outputs": 0,
+    "classes": 0,
+    "progress": 0,
 }
 
 SIBLINGS_ALLOWED = {0, 1, 5}
@@ -93,8 +107,21 @@ HEAVY = {"torch", "dask", "distributed", "tiatoolbox"}
 
 
 @pytest.mark.parametrize(
-    "command", ["info", "doctor", "tile", "pretrain", "finetune", "segment", "export", "evaluate",
-                "check", "verify", "demo"])
+    "command",
+    [
+        "info",
+        "doctor",
+        "tile",
+        "pretrain",
+        "finetune",
+        "segment",
+        "export",
+        "evaluate",
+        "check",
+        "verify",
+        "demo",
+    ],
+)
 def test_help_of_every_command_imports_nothing_heavy(command):
     code = (
         "import sys\n"

@@ -18,8 +18,14 @@ IGNORE = 255
 _FORBIDDEN_IN_NAME = re.compile(r"[:\x00-\x1f\x7f]")
 
 PALETTE = (
-    (200, 0, 0), (0, 120, 220), (20, 160, 60), (240, 160, 0), (150, 60, 190), (0, 170, 170),
-    (220, 90, 150), (120, 90, 50),
+    (200, 0, 0),
+    (0, 120, 220),
+    (20, 160, 60),
+    (240, 160, 0),
+    (150, 60, 190),
+    (0, 170, 170),
+    (220, 90, 150),
+    (120, 90, 50),
 )
 """Colours of classes that name none; distinct on pink tissue and for colour-blind readers."""
 

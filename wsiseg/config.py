@@ -29,7 +29,7 @@ MAX_CONFIG_BYTES = 1_000_000
 
 def setting(
     default: Any,  # noqa: ANN401 - the type stands on the field itself
-    help: str,  # noqa: A002 - the word click and argparse use
+    help: str,
     *,
     flag: bool | str = True,
     choices: tuple[str, ...] | None = None,
@@ -55,7 +55,11 @@ def setting(
         are left out of `digest`, so that a run may be resumed with other values.
     """
     metadata = {
-        "help": help, "flag": flag, "choices": choices, "minimum": minimum, "maximum": maximum,
+        "help": help,
+        "flag": flag,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
         "affects_result": affects_result,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -70,7 +74,7 @@ class _Loader(yaml.SafeLoader):
             raise ConfigError(msg)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = str(getattr(key_node, "value", key_node))
@@ -99,7 +103,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         msg = f"config '{path}': cannot be read: {error}"
         raise ConfigError(msg) from error
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        data = yaml.load(text, Loader=_Loader)
     except ConfigError as error:
         msg = f"config '{path}': {error}"
         raise ConfigError(msg) from error
@@ -114,7 +118,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def check_known_keys(keys: typing.Iterable[object], known: typing.Iterable[str], where: str) -> None:
+def check_known_keys(
+    keys: typing.Iterable[object], known: typing.Iterable[str], where: str
+) -> None:
     """Raise ConfigError for the first key that is not known, with the nearest known one."""
     known = list(known)
     for key in keys:
@@ -242,7 +248,7 @@ def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, Any]:
             msg = f"--set {assignment!r}: expected section.key=value"
             raise ConfigError(msg)
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+            value = yaml.load(text, Loader=_Loader)
         except (yaml.YAMLError, ConfigError) as error:
             msg = f"--set {assignment!r}: not a YAML value: {error}"
             raise ConfigError(msg) from error

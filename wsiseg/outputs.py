@@ -126,7 +126,9 @@ def _acquire(lock_path: Path, output: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
+            holder = (
+                os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
+            )
             os.close(descriptor)
             msg = f"output '{output}' is locked by {holder}; wait for it or choose another output"
             raise OutputLockedError(msg) from None

@@ -46,7 +46,10 @@ class RunInfo:
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed: stage, settings, seed and inputs."""
         return {
-            "stage": self.stage, "config": self.config, "seed": self.seed, "inputs": self.inputs,
+            "stage": self.stage,
+            "config": self.config,
+            "seed": self.seed,
+            "inputs": self.inputs,
         }
 
     @property
@@ -88,7 +91,8 @@ def fingerprint_file(path: Path) -> str:
     if path.is_dir():
         entries = {
             p.relative_to(path).as_posix(): fingerprint_file(p)
-            for p in sorted(path.rglob("*")) if p.is_file()
+            for p in sorted(path.rglob("*"))
+            if p.is_file()
         }
         return digest(entries)
     size = path.stat().st_size
@@ -112,7 +116,7 @@ def git_commit() -> str | None:
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 - fixed argv
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

@@ -27,8 +27,7 @@ _SEPARATOR = "__"
 def config_options(config: type[Any], section: str) -> Callable[[Command], Command]:
     """Add an option for each flagged field of `config`, `--config` and `--set`.
 
-    The command then receives one argument `config`, a function without arguments that builds the
-    frozen config; building late lets the command's own usage errors come first.
+    The command receives the finished config as its argument `config`.
     """
 
     def decorate(command: Command) -> Command:
@@ -54,11 +53,17 @@ def config_options(config: type[Any], section: str) -> Callable[[Command], Comma
             return command(*args, config=build(config, values, where=section), **kwargs)
 
         decorated: Command = click.option(
-            "--set", "assignments", multiple=True, metavar="KEY=VALUE",
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
             help="Any other setting of this stage, such as --set optim.grad_clip=0.5.",
         )(wrapper)
         decorated = click.option(
-            "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
             help=f"YAML file; its section '{section}' is used (see configs/default.yaml).",
         )(decorated)
         for name, field in reversed(list(_flagged_fields(config, ()))):
@@ -88,7 +93,9 @@ class _Field:
     field: dataclasses.Field[Any]
 
 
-def _flagged_fields(config: type[Any], prefix: tuple[str, ...]) -> typing.Iterator[tuple[str, _Field]]:
+def _flagged_fields(
+    config: type[Any], prefix: tuple[str, ...]
+) -> typing.Iterator[tuple[str, _Field]]:
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         hint = hints[field.name]

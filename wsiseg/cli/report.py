@@ -45,14 +45,22 @@ class TerminalProgress:
         self._began = self._last = time.monotonic()
         if self._live:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]}"), TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"), console=self._console, transient=True,
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}"),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+                transient=True,
             )
             self._bar.start()
             self._task = self._bar.add_task(
-                label, total=total, completed=done, unit=unit, rate="", note="")
+                label, total=total, completed=done, unit=unit, rate="", note=""
+            )
 
     def advance(self, amount: int = 1, *, note: str = "") -> None:
         """Move on."""
@@ -61,7 +69,8 @@ class TerminalProgress:
         rate = (self._done - self._first) / max(now - self._began, 1e-9)
         if self._bar is not None and self._task is not None:
             self._bar.update(
-                self._task, completed=self._done, rate=f"{rate:.3g}/s", note=note or "")
+                self._task, completed=self._done, rate=f"{rate:.3g}/s", note=note or ""
+            )
         elif self._enabled and now - self._last >= LOG_INTERVAL_S:
             self._last = now
             left_s = (self._total - self._done) / max(rate, 1e-9)

@@ -10,10 +10,15 @@ class EvaluateConfig:
     """How a prediction is held against the truth."""
 
     mpp: float | None = setting(
-        None, "Resolution for GeoJSON against GeoJSON and for um figures of image folders.",
-        minimum=0.01, maximum=100.0)
+        None,
+        "Resolution for GeoJSON against GeoJSON and for um figures of image folders.",
+        minimum=0.01,
+        maximum=100.0,
+    )
     bootstrap: int = setting(1000, "Resamples of the confidence intervals over images.", minimum=0)
     seed: int = setting(0, "Seed of the bootstrap.", minimum=0)
     instances: str = setting(
-        "components", "How objects are made from a semantic mask for the object metrics.",
-        choices=("components", "watershed", "none"))
+        "components",
+        "How objects are made from a semantic mask for the object metrics.",
+        choices=("components", "watershed", "none"),
+    )

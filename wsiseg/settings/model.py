@@ -12,19 +12,25 @@ class UNetConfig:
 
     dim: int = setting(32, "Channels at full resolution.", minimum=8, maximum=512)
     mults: tuple[int, ...] = setting(
-        (1, 2, 4, 8), "Channel multiplier of each stage; their number sets the depth.", minimum=1)
+        (1, 2, 4, 8), "Channel multiplier of each stage; their number sets the depth.", minimum=1
+    )
     groups: int = setting(8, "Groups of the group normalisation.", minimum=1)
     attention: str = setting(
-        "middle", "Where attention is placed: linear attention at every stage and full attention "
+        "middle",
+        "Where attention is placed: linear attention at every stage and full attention "
         "in the middle ('all', as released), only in the middle, or nowhere.",
-        choices=("all", "middle", "none"))
+        choices=("all", "middle", "none"),
+    )
     heads: int = setting(4, "Attention heads.", minimum=1)
     head_dim: int = setting(32, "Channels of an attention head.", minimum=1)
     full_resolution_skip: bool = setting(
-        True, "Use the skip from full resolution, which the released network computes but never "
-        "reads (defect D9).")
+        True,
+        "Use the skip from full resolution, which the released network computes but never "
+        "reads (defect D9).",
+    )
     released_init: bool = setting(
-        False, "Initialise convolutions and norm weights with N(0, 0.01) as released (defect D6).")
+        False, "Initialise convolutions and norm weights with N(0, 0.01) as released (defect D6)."
+    )
 
     def __post_init__(self) -> None:
         if not self.mults:
@@ -46,14 +52,19 @@ class DiffusionConfig:
 
     timesteps: int = setting(1000, "Number of noise steps T.", minimum=2)
     schedule: str = setting(
-        "quadratic", "Noise schedule (betas).", choices=("quadratic", "linear", "cosine", "sigmoid"))
+        "quadratic", "Noise schedule (betas).", choices=("quadratic", "linear", "cosine", "sigmoid")
+    )
     objective: str = setting(
-        "noise", "What the network predicts.", choices=("noise", "velocity", "masked"))
+        "noise", "What the network predicts.", choices=("noise", "velocity", "masked")
+    )
     p2_k: float = setting(1.0, "P2 weighting 1/(k + SNR)^gamma, k.", minimum=0.0)
     p2_gamma: float = setting(1.0, "P2 weighting, gamma; 0 is the plain loss.", minimum=0.0)
     mask_ratio: float = setting(
-        0.5, "Fraction of 16 px patches hidden from the network by the 'masked' objective.",
-        minimum=0.0, maximum=0.95)
+        0.5,
+        "Fraction of 16 px patches hidden from the network by the 'masked' objective.",
+        minimum=0.0,
+        maximum=0.95,
+    )
 
 
 def parity_unet() -> UNetConfig:

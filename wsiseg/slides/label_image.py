@@ -85,9 +85,9 @@ class LabelImage:
         right, bottom = min(width_l0, int(np.ceil(x1))), min(height_l0, int(np.ceil(y1)))
         source = self.labels_l0[top:bottom, left:right]
         area = (x0 - left, y0 - top, min(x1, width_l0) - left, min(y1, height_l0) - top)
-        out[
-            inner.y - box.y : inner.bottom - box.y, inner.x - box.x : inner.right - box.x
-        ] = _majority(source, (inner.width, inner.height), area)
+        out[inner.y - box.y : inner.bottom - box.y, inner.x - box.x : inner.right - box.x] = (
+            _majority(source, (inner.width, inner.height), area)
+        )
         return out
 
 

@@ -98,12 +98,21 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
         grid = _tissue_grid(slide, config, labeller if config.labelled_only else None)
         normalize = _normalizer(config)
         with TileStore.create(
-            job.output, raster=grid.raster, tile_size_px=grid.tile_size_px, origins=grid.origins,
-            slide=slide.meta.to_dict(), run=info, has_labels=labeller is not None,
-            classes=job.classes, codec=config.codec,
-            group_id=entry.patient_id or entry.slide_id, split=entry.split,
+            job.output,
+            raster=grid.raster,
+            tile_size_px=grid.tile_size_px,
+            origins=grid.origins,
+            slide=slide.meta.to_dict(),
+            run=info,
+            has_labels=labeller is not None,
+            classes=job.classes,
+            codec=config.codec,
+            group_id=entry.patient_id or entry.slide_id,
+            split=entry.split,
         ) as writer:
-            _write_tiles(slide, grid, labeller, normalize, writer, job, progress or SilentProgress())
+            _write_tiles(
+                slide, grid, labeller, normalize, writer, job, progress or SilentProgress()
+            )
             writer.finish()
     return _summary(job, TileStore.open(job.output), began)
 
@@ -111,8 +120,10 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
 def _run_info(job: TileJob) -> RunInfo:
     inputs = {"slide": fingerprint_file(job.entry.path) if job.entry.path.exists() else "missing"}
     for name, path in (
-        ("annotation", job.annotation), ("labels", job.label_image),
-        ("tissue", job.config.tissue.annotation), ("stain_target", job.config.stain_target),
+        ("annotation", job.annotation),
+        ("labels", job.label_image),
+        ("tissue", job.config.tissue.annotation),
+        ("stain_target", job.config.stain_target),
     ):
         if path is not None and path.exists():
             inputs[name] = fingerprint_file(path)
@@ -174,15 +185,21 @@ def _labeller(job: TileJob, meta: SlideMeta) -> Labeller | None:
         return None
     if job.label_image is not None:
         image = LabelImage.open(
-            job.label_image, slide_id=meta.slide_id, width_px_l0=meta.width_px_l0,
-            height_px_l0=meta.height_px_l0, classes=job.classes,
+            job.label_image,
+            slide_id=meta.slide_id,
+            width_px_l0=meta.width_px_l0,
+            height_px_l0=meta.height_px_l0,
+            classes=job.classes,
         )
         return image.read
-    assert job.annotation is not None  # noqa: S101 - narrowed above
+    assert job.annotation is not None
     annotations: list[Annotation] = read_annotations(job.annotation, bounds=meta.bounds)
     classes = job.classes
     check_annotations(
-        annotations, classes, slide_id=meta.slide_id, width_px_l0=meta.width_px_l0,
+        annotations,
+        classes,
+        slide_id=meta.slide_id,
+        width_px_l0=meta.width_px_l0,
         height_px_l0=meta.height_px_l0,
     )
     return lambda raster, box: annotation_labels(annotations, classes, raster, box)
@@ -202,8 +219,13 @@ class _Shard:
 
 
 def _write_tiles(
-    slide: Slide, grid: TileGrid, labeller: Labeller | None, normalize: ImageFilter | None,
-    writer: TileWriter, job: TileJob, progress: Progress,
+    slide: Slide,
+    grid: TileGrid,
+    labeller: Labeller | None,
+    normalize: ImageFilter | None,
+    writer: TileWriter,
+    job: TileJob,
+    progress: Progress,
 ) -> None:
     pending = writer.pending_shards()
     num_pending = sum(len(writer.shard_tiles(i)) for i in pending)
@@ -231,7 +253,9 @@ TileRead = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[int], TileRead], pending: list[int],
+    pool: ThreadPoolExecutor,
+    read: Callable[[int], TileRead],
+    pending: list[int],
     writer: TileWriter,
 ) -> Iterator[_Shard]:
     """Yield shards in order; the next one is being read while the caller writes the last."""
@@ -243,13 +267,19 @@ def _read_ahead(
             index, futures = waiting.pop(0)
             tiles = [f.result() for f in futures]
             labels = [t[1] for t in tiles if t[1] is not None]
-            yield _Shard(index, np.stack([t[0] for t in tiles]), np.stack(labels) if labels else None)
+            yield _Shard(
+                index, np.stack([t[0] for t in tiles]), np.stack(labels) if labels else None
+            )
 
 
 def _summary(job: TileJob, store: TileStore, began: float, *, note: str = "") -> TileSummary:
     return TileSummary(
-        slide_id=job.entry.slide_id, tiles=store.num_tiles,
-        labelled_tiles=store.num_labelled_tiles, mpp=round(store.raster.mpp, 4),
+        slide_id=job.entry.slide_id,
+        tiles=store.num_tiles,
+        labelled_tiles=store.num_labelled_tiles,
+        mpp=round(store.raster.mpp, 4),
         megapixels=round(store.num_tiles * store.tile_size_px**2 / 1e6, 2),
-        seconds=round(time.perf_counter() - began, 2), output=str(job.output), note=note,
+        seconds=round(time.perf_counter() - began, 2),
+        output=str(job.output),
+        note=note,
     )

@@ -1,0 +1,108 @@
+"""Run one stage over many slides: a bad slide costs that slide, and the exit code says so."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from wsiseg.cli.report import TerminalProgress, print_summary
+from wsiseg.cluster import Outcome, map_items
+
+logger = logging.getLogger(__name__)
+
+JobT = TypeVar("JobT")
+Command = Callable[..., Any]
+
+
+def many_slides_options(command: Command) -> Command:
+    """Add --workers, --scheduler and --json."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        click.option("--scheduler", metavar="ADDR", help="Address of a dask scheduler to use."),
+        click.option(
+            "--workers",
+            type=click.IntRange(1, 1024),
+            default=1,
+            show_default=True,
+            help="Processes on this machine; each takes one slide at a time.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def overwrite_option(command: Command) -> Command:
+    """Add --overwrite/--resume."""
+    return click.option(
+        "--overwrite/--resume",
+        default=False,
+        show_default="resume",
+        help="Start again, or go on where an earlier run of the same command stopped.",
+    )(command)
+
+
+def run_over_slides(
+    function: Callable[..., Any],
+    jobs: Sequence[JobT],
+    *,
+    slide_ids: Sequence[str],
+    label: str,
+    columns: Sequence[str],
+    workers: int,
+    scheduler: str | None,
+    as_json: bool,
+) -> int:
+    """Map `function(job)` over slides, print failures as they come and the table at the end.
+
+    In this process `function` also gets `progress=`. Returns the exit code: 1 if any failed.
+    """
+    failures: dict[int, str] = {}
+    progress = TerminalProgress()
+    in_process = workers <= 1 and scheduler is None
+    if not in_process:
+        progress.start(label, len(jobs), unit="slides")
+
+    def on_result(index: int, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            failures[index] = outcome.error
+            click.echo(f"error: {_named(slide_ids[index], outcome.error)}", err=True)
+            logger.debug("%s", outcome.traceback)
+        if not in_process:
+            progress.advance()
+
+    work = _WithProgress(function, progress) if in_process else function
+    outcomes = map_items(work, jobs, workers=workers, scheduler=scheduler, on_result=on_result)
+    progress.finish()
+    rows = [
+        {"slide_id": slide_ids[i], "status": "failed", "error": outcome.error}
+        if outcome.error is not None
+        else {"status": "ok", **dataclasses.asdict(outcome.value)}
+        for i, outcome in enumerate(outcomes)
+    ]
+    print_summary(
+        rows,
+        columns=("slide_id", "status", *columns, "error"),
+        as_json=as_json,
+        title=f"{label}: {len(jobs) - len(failures)} of {len(jobs)} slides done",
+    )
+    return 1 if failures else 0
+
+
+class _WithProgress:
+    """Calls a stage with the terminal's progress; used only inside this process."""
+
+    def __init__(self, function: Callable[..., Any], progress: TerminalProgress) -> None:
+        self._function = function
+        self._progress = progress
+
+    def __call__(self, job: object) -> object:
+        try:
+            return self._function(job, progress=self._progress)
+        finally:
+            self._progress.finish()
+
+
+def _named(slide_id: str, error: str) -> str:
+    return error if slide_id in error else f"slide '{slide_id}': {error}"

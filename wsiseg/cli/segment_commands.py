@@ -1,0 +1,151 @@
+"""`wsiseg segment` and `wsiseg export`."""
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from wsiseg.cli.many import many_slides_options, overwrite_option, run_over_slides
+from wsiseg.cli.options import config_options
+from wsiseg.settings.export import ExportConfig
+from wsiseg.settings.segment import SegmentConfig
+
+GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
+
+
+def is_geojson(path: Path) -> bool:
+    """Whether a path names a GeoJSON file, plain or gzipped."""
+    return path.name.endswith(GEOJSON_SUFFIXES)
+
+
+@click.command("segment")
+@click.argument("slides", nargs=-1, required=True)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run folder of `wsiseg finetune`.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Folder for <slide_id>.geojson, .mask.zarr and .png, or X.geojson[.gz] for one "
+    "slide. [default: the current folder]",
+)
+@config_options(SegmentConfig, "segment")
+@overwrite_option
+@many_slides_options
+def segment_command(
+    *,
+    slides: tuple[str, ...],
+    model: Path | None,
+    output: Path,
+    config: SegmentConfig,
+    overwrite: bool,
+    workers: int,
+    scheduler: str | None,
+    as_json: bool,
+) -> int:
+    """Segment SLIDES with a model and write GeoJSON that QuPath opens, a mask and an overlay.
+
+    SLIDES are paths, globs, folders or a cohort CSV.
+    """
+    from wsiseg.cli.segment_job import SegmentJob, run
+    from wsiseg.models.checkpoint import load_checkpoint
+    from wsiseg.slides.cohort import resolve_slides
+
+    if model is None:
+        raise click.UsageError("--model RUN is needed: the run folder of `wsiseg finetune`")
+    load_checkpoint(model, kind="segmenter")  # a wrong model is one error, not one per slide
+    entries = resolve_slides(slides, slide_mpp=config.slide_mpp).entries
+    if is_geojson(output) and len(entries) != 1:
+        raise click.UsageError(f"-o {output}: one file for {len(entries)} slides; give a folder")
+    jobs = [
+        SegmentJob(
+            entry=entry,
+            config=config,
+            export=ExportConfig(),
+            model=model,
+            overwrite=overwrite,
+            geojson=output if is_geojson(output) else output / f"{entry.slide_id}.geojson",
+        )
+        for entry in entries
+    ]
+    return run_over_slides(
+        run,
+        jobs,
+        slide_ids=[e.slide_id for e in entries],
+        label="segment",
+        columns=("features", "vertices", "geojson_mb", "area_mm2", "seam_score", "seconds", "note"),
+        workers=workers,
+        scheduler=scheduler,
+        as_json=as_json,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExportJob:
+    """One slide mask to export; sent to a worker as it is."""
+
+    mask: Path
+    config: ExportConfig
+    output: Path
+    overwrite: bool
+
+
+def run_export(job: ExportJob, *, progress: object = None) -> object:
+    """Export one slide mask."""
+    from wsiseg.stages.export import run
+
+    return run(
+        job.config, mask=job.mask, output=job.output, overwrite=job.overwrite, progress=progress
+    )  # type: ignore[arg-type] # a Progress; not imported for --help's sake
+
+
+@click.command("export")
+@click.argument("masks", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="X.geojson[.gz] for one mask, or a folder.",
+)
+@config_options(ExportConfig, "export")
+@overwrite_option
+@many_slides_options
+def export_command(
+    *,
+    masks: tuple[Path, ...],
+    output: Path,
+    config: ExportConfig,
+    overwrite: bool,
+    workers: int,
+    scheduler: str | None,
+    as_json: bool,
+) -> int:
+    """Write slide MASKS (<slide_id>.mask.zarr) as GeoJSON for QuPath."""
+    if is_geojson(output) and len(masks) != 1:
+        raise click.UsageError(f"-o {output}: one file for {len(masks)} masks; give a folder")
+    ids = [m.name.removesuffix(".zarr").removesuffix(".mask") for m in masks]
+    jobs = [
+        ExportJob(
+            mask=mask,
+            config=config,
+            overwrite=overwrite,
+            output=output if is_geojson(output) else output / f"{slide_id}.geojson",
+        )
+        for mask, slide_id in zip(masks, ids, strict=True)
+    ]
+    return run_over_slides(
+        run_export,
+        jobs,
+        slide_ids=ids,
+        label="export",
+        columns=("features", "vertices", "size_bytes", "objects", "seconds"),
+        workers=workers,
+        scheduler=scheduler,
+        as_json=as_json,
+    )

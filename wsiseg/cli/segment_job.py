@@ -1,0 +1,81 @@
+"""One slide through segment and then export: what `wsiseg segment` does for each slide."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from wsiseg.progress import Progress
+from wsiseg.settings.export import ExportConfig
+from wsiseg.settings.segment import SegmentConfig
+from wsiseg.slides.cohort import CohortEntry
+from wsiseg.stages import export, segment
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentJob:
+    """One slide to segment; sent to a worker as it is."""
+
+    entry: CohortEntry
+    config: SegmentConfig
+    export: ExportConfig
+    model: Path
+    geojson: Path
+    overwrite: bool = False
+
+    @property
+    def stem(self) -> str:
+        """The GeoJSON's name without its suffixes."""
+        return self.geojson.name.removesuffix(".gz").removesuffix(".geojson")
+
+    @property
+    def mask(self) -> Path:
+        """The slide mask beside the GeoJSON."""
+        return self.geojson.with_name(f"{self.stem}.mask.zarr")
+
+    @property
+    def overlay(self) -> Path:
+        """The overlay picture beside the GeoJSON."""
+        return self.geojson.with_name(f"{self.stem}.png")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SlideResult:
+    """What came of one slide."""
+
+    slide_id: str
+    features: int
+    vertices: int
+    geojson_mb: float
+    area_mm2: dict[str, float]
+    seam_score: float | None
+    seconds: float
+    output: str
+    note: str = ""
+
+
+def run(job: SegmentJob, *, progress: Progress | None = None) -> SlideResult:
+    """Segment one slide and write its GeoJSON; each part that is finished already is kept."""
+    began = time.perf_counter()
+    segmented = segment.run(
+        job.config,
+        entry=job.entry,
+        model=job.model,
+        output=job.mask,
+        overlay=job.overlay,
+        overwrite=job.overwrite,
+        progress=progress,
+    )
+    exported = export.run(
+        job.export, mask=job.mask, output=job.geojson, overwrite=True, progress=progress
+    )
+    return SlideResult(
+        slide_id=job.entry.slide_id,
+        features=exported.features,
+        vertices=exported.vertices,
+        geojson_mb=round(exported.size_bytes / 1e6, 3),
+        area_mm2={k: round(v / 1e6, 4) for k, v in segmented.area_um2.items()},
+        seam_score=segmented.seam_score,
+        seconds=round(time.perf_counter() - began, 2),
+        output=str(job.geojson),
+        note=segmented.note,
+    )

@@ -1,0 +1,121 @@
+"""`wsiseg pretrain` and `wsiseg finetune`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsiseg.cli.many import overwrite_option
+from wsiseg.cli.options import config_options
+from wsiseg.cli.report import TerminalProgress, print_summary
+from wsiseg.settings.model import PRESETS
+from wsiseg.settings.training import FinetuneConfig, PretrainConfig
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+
+
+def _preset_values(context: click.Context, parameter: click.Parameter, name: str | None) -> Any:  # noqa: ANN401 - click's signature
+    """Turn --preset into values that the file and other flags are laid over."""
+    return None if name is None else dataclasses.asdict(PRESETS[name])
+
+
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(tuple(PRESETS)),
+    callback=_preset_values,
+    help="Size of the network; 'parity' is the released one.",
+)
+
+output_option = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the run."
+)
+
+
+@click.command("pretrain")
+@click.argument("tiles", nargs=-1, required=True)
+@output_option
+@preset_option
+@config_options(PretrainConfig, "pretrain")
+@overwrite_option
+@json_option
+def pretrain_command(
+    *, tiles: tuple[str, ...], output: Path, config: PretrainConfig, overwrite: bool, as_json: bool
+) -> int:
+    """Learn tissue from unlabelled TILES (stores or folders of them) by denoising diffusion."""
+    from wsiseg.stages.pretrain import run
+
+    summary = run(
+        config,
+        stores=find_stores(tiles),
+        output=output,
+        overwrite=overwrite,
+        progress=TerminalProgress(),
+    )
+    row = dataclasses.asdict(summary)
+    print_summary([row], columns=tuple(row), title="pretrain", as_json=as_json)
+    return 0
+
+
+@click.command("finetune")
+@click.argument("tiles", nargs=-1, required=True)
+@output_option
+@click.option(
+    "--pretrained",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run folder of `wsiseg pretrain` to start from.",
+)
+@click.option("--from-scratch", is_flag=True, help="Start from random weights.")
+@preset_option
+@config_options(FinetuneConfig, "finetune")
+@overwrite_option
+@json_option
+def finetune_command(
+    *,
+    tiles: tuple[str, ...],
+    output: Path,
+    pretrained: Path | None,
+    from_scratch: bool,
+    config: FinetuneConfig,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Learn to segment from the labelled ones among TILES (stores or folders of them)."""
+    from wsiseg.stages.finetune import run
+
+    if (pretrained is None) != from_scratch:
+        raise click.UsageError("give either --pretrained RUN or --from-scratch")
+    summary = run(
+        config,
+        stores=find_stores(tiles),
+        output=output,
+        pretrained=pretrained,
+        overwrite=overwrite,
+        progress=TerminalProgress(),
+    )
+    row = dataclasses.asdict(summary)
+    print_summary([row], columns=tuple(row), title="finetune", as_json=as_json)
+    return 0
+
+
+def find_stores(tiles: tuple[str, ...]) -> list[Path]:
+    """Return the tile stores named by paths and folders, sorted by name; unfinished ones refused."""
+    stores: list[Path] = []
+    for text in tiles:
+        path = Path(text)
+        if path.name.endswith(".zarr"):
+            stores.append(path)
+            continue
+        if not path.is_dir():
+            raise click.UsageError(f"{path}: no such tile store or folder")
+        unfinished = sorted(path.glob("*.zarr.partial"))
+        if unfinished:
+            raise click.UsageError(
+                f"{path}: {unfinished[0].name} is unfinished; run `wsiseg tile` again first"
+            )
+        found = sorted(p for p in path.glob("*.zarr") if not p.name.endswith(".mask.zarr"))
+        if not found:
+            raise click.UsageError(f"{path}: holds no tile store (*.zarr)")
+        stores += found
+    return list(dict.fromkeys(stores))
