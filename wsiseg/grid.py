@@ -19,7 +19,7 @@ def axis_origins(length_px: int, tile_size_px: int, stride_px: int) -> npt.NDArr
     length 10, tile 4, stride 4 -> 0, 4, 6
     """
     if tile_size_px < 1 or not 1 <= stride_px <= tile_size_px:
-        msg = f"grid: need tile_size >= 1 and 1 <= stride <= tile_size, got {tile_size_px}, {stride_px}"
+        msg = f"grid: need 1 <= stride <= tile_size, got {stride_px} and {tile_size_px}"
         raise ValueError(msg)
     last = max(0, length_px - tile_size_px)
     regular = np.arange(0, last + 1, stride_px, dtype=np.int64)
@@ -54,7 +54,7 @@ class TileGrid:
         return len(self.origins)
 
     def box(self, index: int) -> Box:
-        """Return tile `index` as a box on the raster (it may reach over a raster smaller than it)."""
+        """Return tile `index` as a box; it reaches over the edge of a raster smaller than it."""
         x, y = self.origins[index]
         return Box(int(x), int(y), self.tile_size_px, self.tile_size_px)
 

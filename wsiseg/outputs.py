@@ -72,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically: sorted keys, two spaces, no NaN, so that equal runs give equal bytes."""
+    """Write JSON atomically: sorted keys, no NaN, so that equal runs give equal bytes."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 

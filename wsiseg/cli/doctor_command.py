@@ -31,13 +31,13 @@ PROBES = {
     ),
     "dask": "import distributed; print('distributed', distributed.__version__)",
 }
-"""Name -> Python whose last printed line is the finding; run apart, so that a crash is a finding."""
+"""Name -> Python whose last printed line is the finding; run apart: a crash is a finding too."""
 
 OPTIONAL = {
     "tiatoolbox": "tia",
     "tensorboard": "log",
     "snakemake": "workflow",
-    "dask_jobqueue": "hpc",
+    "dask-jobqueue": "hpc",
 }
 """Optional package -> the extra that brings it; found without the seconds of importing it."""
 

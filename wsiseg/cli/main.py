@@ -96,21 +96,19 @@ def _run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except WsisegError as error:
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    except _Terminated:
-        click.echo("terminated; run the same command again to go on", err=True)
-        return 143
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; run the same command again to go on", err=True)
-        return 130
-    except BrokenPipeError:
-        return 1
-    except OSError as error:
+    except (WsisegError, OSError, KeyboardInterrupt, click.Abort) as error:
+        message, code = _message_and_code(error)
         logging.getLogger("wsiseg").debug("traceback", exc_info=True)
-        click.echo(
-            f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True
-        )
-        return 1
+        click.echo(message, err=True)
+        return code
     return result if isinstance(result, int) else 0
+
+
+def _message_and_code(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, WsisegError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"error: {error.strerror or error}{where}", 1
+    word, code = ("terminated", 143) if isinstance(error, _Terminated) else ("interrupted", 130)
+    return f"{word}; run the same command again to go on", code

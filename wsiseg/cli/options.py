@@ -101,8 +101,7 @@ def _flagged_fields(
         hint = hints[field.name]
         path = (*prefix, field.name)
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            for name, inner in _flagged_fields(hint, path):
-                yield name, inner
+            yield from _flagged_fields(hint, path)
         elif field.metadata.get("flag"):
             yield _SEPARATOR.join(path), _Field(config, field)
 

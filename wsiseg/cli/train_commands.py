@@ -100,7 +100,7 @@ def finetune_command(
 
 
 def find_stores(tiles: tuple[str, ...]) -> list[Path]:
-    """Return the tile stores named by paths and folders, sorted by name; unfinished ones refused."""
+    """Return the tile stores that paths and folders name, sorted; unfinished ones are refused."""
     stores: list[Path] = []
     for text in tiles:
         path = Path(text)

@@ -95,7 +95,8 @@ def _read_single_channel(path: Path, place: str) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_LABEL_PIXELS:
-                msg = f"{place} claims {image.width} x {image.height} px, more than {MAX_LABEL_PIXELS}"
+                size = f"{image.width} x {image.height}"
+                msg = f"{place} claims {size} px, more than {MAX_LABEL_PIXELS}"
                 raise AnnotationError(msg)
             if image.mode not in ("1", "L", "P"):
                 msg = (
