@@ -48,7 +48,7 @@ class TissueClass:
                 "reads it as a derived class) and without control characters"
             )
             raise ConfigError(msg)
-        if len(self.color) != 3 or any(not 0 <= c <= 255 for c in self.color):
+        if any(not 0 <= c <= 255 for c in self.color):
             msg = f"class {self.name!r}: color must be three numbers 0..255, got {self.color}"
             raise ConfigError(msg)
 
@@ -100,10 +100,11 @@ class ClassTable:
                 raise ConfigError(msg)
             check_known_keys(item, ("name", "color", "label"), place)
             color = item.get("color") or PALETTE[i % len(PALETTE)]
-            if not isinstance(color, list | tuple) or not all(type(c) is int for c in color):
+            is_rgb = isinstance(color, list | tuple) and len(color) == 3
+            if not is_rgb or not all(type(c) is int for c in color):
                 msg = f"{place}: color must be three whole numbers, got {color!r}"
                 raise ConfigError(msg)
-            parsed.append(TissueClass(i + 1, item["name"], tuple(color)))
+            parsed.append(TissueClass(i + 1, item["name"], (color[0], color[1], color[2])))
         roi, ignore = data.get("roi"), data.get("ignore", ["Ignore*"])
         if not (roi is None or isinstance(roi, str)) or not isinstance(ignore, list | tuple):
             msg = f"{where}: roi must be a name, ignore a list of names"

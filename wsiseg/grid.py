@@ -66,4 +66,5 @@ class TileGrid:
     def origins_l0(self) -> npt.NDArray[np.int64]:
         """Origins in level-0 pixels, rounded to whole pixels: int64 (N, 2) as (x, y)."""
         scale = np.array([self.raster.downsample_x, self.raster.downsample_y])
-        return np.rint(self.origins * scale).astype(np.int64)
+        origins_l0: npt.NDArray[np.int64] = np.rint(self.origins * scale).astype(np.int64)
+        return origins_l0
