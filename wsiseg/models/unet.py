@@ -1,0 +1,303 @@
+"""The U-Net that denoises in pretraining and segments after fine-tuning.
+
+One class covers the released network (preset `parity`, the ResNet variant of Hugging Face's
+"Annotated Diffusion" U-Net) and the corrected ones; `UNetConfig` names each difference. No
+softmax anywhere: outputs are logits or predictions, and losses work on log_softmax (defect D1).
+
+Shape letters: N batch, C channels, H height, W width, P = H * W positions, A attention heads,
+K channels of a head, E channels of the time embedding.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from wsiseg.errors import ConfigError
+from wsiseg.settings.model import UNetConfig
+
+RELEASED_INIT_STD = 0.01
+"""The released code draws convolution and norm weights from N(0, 0.01^2) (defect D6)."""
+
+MAX_PERIOD = 10_000.0
+"""Longest wavelength of the time embedding (Vaswani et al. 2017, section 3.5)."""
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of the time step and a two-layer perceptron; ends with SiLU.
+
+    Every residual block begins its own projection with a SiLU, so it is applied once, here.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.expand = nn.Linear(dim, 4 * dim)
+        self.project = nn.Linear(4 * dim, 4 * dim)
+
+    def forward(self, t_N: torch.Tensor) -> torch.Tensor:
+        """Return (N, E) with E = 4 * dim for time steps (N,), whole or fractional."""
+        half = self.dim // 2
+        rate = -math.log(MAX_PERIOD) / max(half - 1, 1)
+        # In float32 and not stored: a last-bit change of a frequency is 6e-5 rad at t = 999.
+        frequencies = torch.exp(torch.arange(half, device=t_N.device) * rate)
+        angles = t_N[:, None] * frequencies[None, :]
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.expand.weight.dtype)
+        embedded: torch.Tensor = self.project(functional.gelu(self.expand(waves)))
+        return functional.silu(embedded)
+
+
+class ConvBlock(nn.Module):
+    """3 x 3 convolution, group norm, SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = nn.GroupNorm(groups, out_channels)
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return (N, out_channels, H, W)."""
+        return functional.silu(self.norm(self.conv(x_NCHW)))
+
+
+class ResidualBlock(nn.Module):
+    """Two `ConvBlock`s around a shortcut; the time step is added between them as a bias."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, groups: int, time_channels: int | None
+    ) -> None:
+        super().__init__()
+        self.time = nn.Linear(time_channels, out_channels) if time_channels else None
+        self.first = ConvBlock(in_channels, out_channels, groups)
+        self.second = ConvBlock(out_channels, out_channels, groups)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x_NCHW: torch.Tensor, time_NE: torch.Tensor) -> torch.Tensor:
+        """Return (N, out_channels, H, W); `time_NE` is ignored by a block without time."""
+        hidden_NCHW: torch.Tensor = self.first(x_NCHW)
+        if self.time is not None:
+            hidden_NCHW = hidden_NCHW + self.time(time_NE)[:, :, None, None]
+        result: torch.Tensor = self.second(hidden_NCHW) + self.shortcut(x_NCHW)
+        return result
+
+
+class Attention(nn.Module):
+    """Softmax attention between all positions, with norm before and residual around it."""
+
+    def __init__(self, channels: int, *, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, channels)
+        self.qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
+        self.out = nn.Conv2d(heads * head_dim, channels, 1)
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return (N, C, H, W)."""
+        q_NAPK, k_NAPK, v_NAPK = self._split(self.qkv(self.norm(x_NCHW)))
+        mixed_NAPK = self._mix(q_NAPK, k_NAPK, v_NAPK)
+        n, _, height, width = x_NCHW.shape
+        mixed_NPC = mixed_NAPK.transpose(1, 2).flatten(2)
+        mixed_NCHW = mixed_NPC.transpose(1, 2).reshape(n, -1, height, width)
+        return x_NCHW + self._project(mixed_NCHW)
+
+    def _split(self, qkv_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return q, k, v, each (N, A, P, K); a view of a channels-last input."""
+        qkv_NPC = qkv_NCHW.flatten(2).transpose(1, 2)
+        n, p, _ = qkv_NPC.shape
+        q, k, v = qkv_NPC.reshape(n, p, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _mix(
+        self, q_NAPK: torch.Tensor, k_NAPK: torch.Tensor, v_NAPK: torch.Tensor
+    ) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(q_NAPK, k_NAPK, v_NAPK)
+
+    def _project(self, mixed_NCHW: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.out(mixed_NCHW)
+        return result
+
+
+class LinearAttention(Attention):
+    """Attention at a cost linear in the positions (Shen et al. 2021, "Efficient Attention").
+
+    Queries are normalised over the channels of a head, keys over the positions.
+    """
+
+    def __init__(self, channels: int, *, heads: int, head_dim: int) -> None:
+        super().__init__(channels, heads=heads, head_dim=head_dim)
+        self.out_norm = nn.GroupNorm(1, channels)
+
+    def _mix(
+        self, q_NAPK: torch.Tensor, k_NAPK: torch.Tensor, v_NAPK: torch.Tensor
+    ) -> torch.Tensor:
+        scale = q_NAPK.shape[-1] ** -0.5
+        context_NAKK = k_NAPK.softmax(dim=-2).transpose(-1, -2) @ v_NAPK
+        mixed_NAPK: torch.Tensor = (q_NAPK.softmax(dim=-1) * scale) @ context_NAKK
+        return mixed_NAPK
+
+    def _project(self, mixed_NCHW: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.out_norm(self.out(mixed_NCHW))
+        return result
+
+
+class Stage(nn.Module):
+    """What happens at one resolution: residual blocks, then attention if there is one."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, config: UNetConfig) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * config.blocks
+        self.blocks = nn.ModuleList(
+            ResidualBlock(a, b, groups=config.groups, time_channels=4 * config.dim)
+            for a, b in itertools.pairwise(widths)
+        )
+        self.attention: nn.Module = nn.Identity()
+        if config.attention == "all":
+            self.attention = LinearAttention(
+                out_channels, heads=config.heads, head_dim=config.head_dim
+            )
+
+    def forward(self, x_NCHW: torch.Tensor, time_NE: torch.Tensor) -> torch.Tensor:
+        """Return (N, out_channels, H, W)."""
+        for block in self.blocks:
+            x_NCHW = block(x_NCHW, time_NE)
+        result: torch.Tensor = self.attention(x_NCHW)
+        return result
+
+
+class Middle(nn.Module):
+    """The coarsest resolution: a residual block, full attention, a residual block."""
+
+    def __init__(self, channels: int, *, config: UNetConfig) -> None:
+        super().__init__()
+        time = 4 * config.dim
+        self.first = ResidualBlock(channels, channels, groups=config.groups, time_channels=time)
+        self.attention: nn.Module = nn.Identity()
+        if config.attention != "none":
+            self.attention = Attention(channels, heads=config.heads, head_dim=config.head_dim)
+        self.second = ResidualBlock(channels, channels, groups=config.groups, time_channels=time)
+
+    def forward(self, x_NCHW: torch.Tensor, time_NE: torch.Tensor) -> torch.Tensor:
+        """Return (N, C, H, W)."""
+        result: torch.Tensor = self.second(self.attention(self.first(x_NCHW, time_NE)), time_NE)
+        return result
+
+
+class Head(nn.Module):
+    """Residual block without time and a 1 x 1 convolution: the part that a task owns.
+
+    Transfer from pretraining carries over every tensor outside the head, as released.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, config: UNetConfig) -> None:
+        super().__init__()
+        self.block = ResidualBlock(
+            in_channels, config.dim, groups=config.groups, time_channels=None
+        )
+        self.project = nn.Conv2d(config.dim, out_channels, 1)
+
+    def forward(self, x_NCHW: torch.Tensor, time_NE: torch.Tensor) -> torch.Tensor:
+        """Return (N, out_channels, H, W)."""
+        result: torch.Tensor = self.project(self.block(x_NCHW, time_NE))
+        return result
+
+
+class UNet(nn.Module):
+    """U-Net conditioned on a diffusion time step.
+
+    Parameters
+    ----------
+    config
+        Architecture; see the presets in `wsiseg.settings.model`.
+    out_channels
+        3 to predict images or noise, `ClassTable.num_labels` to segment.
+    in_channels
+        3 for RGB.
+    """
+
+    def __init__(self, config: UNetConfig, *, out_channels: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.config = config
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        stem = config.stem_channels or config.dim
+        widths = [config.dim * mult for mult in config.mults]
+        self.time = TimeEmbedding(config.dim)
+        self.stem = nn.Conv2d(in_channels, stem, 7, padding=3)
+        self.encoder = nn.ModuleList(
+            Stage(a, b, config=config) for a, b in zip([stem, *widths[:-1]], widths, strict=True)
+        )
+        self.down = nn.ModuleList(nn.Conv2d(c, c, 4, stride=2, padding=1) for c in widths[:-1])
+        self.middle = Middle(widths[-1], config=config)
+        coarse_to_fine = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.decoder = nn.ModuleList(
+            Stage(2 * coarse, fine, config=config) for coarse, fine in coarse_to_fine
+        )
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(fine, fine, 4, stride=2, padding=1) for _, fine in coarse_to_fine
+        )
+        head_channels = 2 * widths[0] if config.full_resolution_skip else widths[0]
+        self.head = Head(head_channels, out_channels, config=config)
+        if config.released_init:
+            self._initialise_as_released()
+
+    def forward(self, x_NCHW: torch.Tensor, t_N: torch.Tensor) -> torch.Tensor:
+        """Return (N, out_channels, H, W): logits, or the prediction of the diffusion objective.
+
+        Parameters
+        ----------
+        x_NCHW
+            Float images in [-1, 1] (`wsiseg.models.inputs`), sides multiples of `config.divisor`.
+        t_N
+            Time steps, whole or fractional.
+        """
+        self._check_sides(x_NCHW)
+        time_NE = self.time(t_N)
+        x_NCHW = self.stem(x_NCHW)
+        skips: list[torch.Tensor] = []
+        for i, stage in enumerate(self.encoder):
+            x_NCHW = self._run(stage, x_NCHW, time_NE)
+            skips.append(x_NCHW)
+            if i < len(self.down):
+                x_NCHW = self.down[i](x_NCHW)
+        x_NCHW = self._run(self.middle, x_NCHW, time_NE)
+        for stage, up in zip(self.decoder, self.up, strict=True):
+            x_NCHW = torch.cat((x_NCHW, skips.pop()), dim=1)
+            x_NCHW = up(self._run(stage, x_NCHW, time_NE))
+        if self.config.full_resolution_skip:
+            x_NCHW = torch.cat((x_NCHW, skips.pop()), dim=1)
+        return self._run(self.head, x_NCHW, time_NE)
+
+    def _run(self, module: nn.Module, x_NCHW: torch.Tensor, time_NE: torch.Tensor) -> torch.Tensor:
+        """Call a module, keeping only its input for the backward pass if so configured."""
+        result: torch.Tensor
+        if self.config.activation_checkpointing and self.training and torch.is_grad_enabled():
+            result = checkpoint(module, x_NCHW, time_NE, use_reentrant=False)
+        else:
+            result = module(x_NCHW, time_NE)
+        return result
+
+    def _check_sides(self, x_NCHW: torch.Tensor) -> None:
+        height, width = x_NCHW.shape[-2:]
+        divisor = self.config.divisor
+        if height % divisor or width % divisor:
+            msg = (
+                f"network input of {width} x {height} px: sides must be multiples of {divisor} "
+                f"({len(self.config.mults)} stages); choose another tile size or window"
+            )
+            raise ConfigError(msg)
+
+    def _initialise_as_released(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.GroupNorm):
+                nn.init.normal_(module.weight, 0.0, RELEASED_INIT_STD)
+
+
+def tensor_shapes(config: UNetConfig, *, out_channels: int) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor of a network, without allocating it."""
+    with torch.device("meta"):
+        unet = UNet(config, out_channels=out_channels)
+    return {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
