@@ -10,7 +10,7 @@ from wsiseg.classes import ClassTable
 from wsiseg.errors import AnnotationError
 from wsiseg.settings.tile import TileConfig
 from wsiseg.slides.cohort import CohortEntry
-from wsiseg.slides.label_image import find_label_image
+from wsiseg.slides.label_image import SUFFIXES, find_label_image
 from wsiseg.stages.tile import TileJob, derive_classes, find_annotation
 
 MAX_THREADS = 8
@@ -36,8 +36,16 @@ def find_labels(
             raise click.UsageError(f"{option} {path}: no such file or folder")
     if labels is not None and not labels.is_dir():
         raise click.UsageError(f"--labels {labels}: must be a folder of mask images")
-    found = [_annotation_of(e, annotations, alone=len(entries) == 1) for e in entries]
-    images = [None if labels is None else find_label_image(labels, e.slide_id) for e in entries]
+    named = [_annotation_of(e, annotations, alone=len(entries) == 1) for e in entries]
+    images = [
+        path
+        if path is not None and path.suffix.lower() in SUFFIXES
+        else find_label_image(labels, e.slide_id)
+        if labels is not None
+        else None
+        for e, path in zip(entries, named, strict=True)
+    ]
+    found = [None if image else path for path, image in zip(named, images, strict=True)]
     for option, folder, matches in (
         ("--annotations", annotations, found),
         ("--labels", labels, images),
