@@ -9,7 +9,7 @@ import click
 from wsiseg.cli.many import overwrite_option
 from wsiseg.cli.options import config_options
 from wsiseg.cli.report import TerminalProgress, print_summary
-from wsiseg.settings.model import PRESETS
+from wsiseg.settings.model import UNET_PRESETS
 from wsiseg.settings.training import FinetuneConfig, PretrainConfig
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -17,12 +17,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the su
 
 def _preset_values(context: click.Context, parameter: click.Parameter, name: str | None) -> Any:  # noqa: ANN401 - click's signature
     """Turn --preset into values that the file and other flags are laid over."""
-    return None if name is None else dataclasses.asdict(PRESETS[name])
+    return None if name is None else dataclasses.asdict(UNET_PRESETS[name])
 
 
 preset_option = click.option(
     "--preset",
-    type=click.Choice(tuple(PRESETS)),
+    type=click.Choice(tuple(UNET_PRESETS)),
     callback=_preset_values,
     help="Size of the network; 'parity' is the released one.",
 )
