@@ -1,0 +1,205 @@
+"""TileStore: what is written comes back, from shards of any size, and after any interruption."""
+
+import json
+
+import numpy as np
+import pytest
+import stores_on_disk as data
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsiseg.errors import OutputExistsError, OutputLockedError, StoreCorruptError, StoreError
+from wsiseg.store.tiles import TileStore, tiles_per_shard
+
+
+def tree(path):
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@given(
+    num=st.integers(1, 12),
+    shard_tiles=st.integers(1, 5),
+    size=st.sampled_from([1, 8, 16]),
+    codec=st.sampled_from(["zstd", "blosc"]),
+)
+@settings(max_examples=15, deadline=None)
+def test_tiles_and_labels_come_back_as_they_were(tmp_path_factory, num, shard_tiles, size, codec):
+    path = tmp_path_factory.mktemp("t") / "s1.zarr"
+    data.write_tiles(path, num=num, size=size, shard_tiles=shard_tiles, codec=codec)
+    store = TileStore.open(path)
+    images, labels = data.tile_data(num, size)
+    order = np.random.default_rng(1).permutation(num)
+    np.testing.assert_array_equal(store.read_images(order), images[order])
+    np.testing.assert_array_equal(store.read_labels(order), labels[order])
+    np.testing.assert_array_equal(store.read_images(range(num)), images)
+    assert store.labelled_px.tolist() == (labels != 255).sum((1, 2)).tolist()
+
+
+def test_a_store_says_where_it_came_from(tiles):
+    store = TileStore.open(tiles)
+    assert (store.slide_id, store.group_id, store.split) == ("s1", "p1", "train")
+    assert store.raster == data.raster()
+    assert store.classes == data.CLASSES
+    assert store.origins.tolist() == [[3 * i, i] for i in range(10)]
+    assert store.run["stage"] == "test"
+
+
+def test_a_stranger_reads_it_with_zarr_alone(tiles):
+    images = zarr.open_array(tiles / "images", mode="r")
+    np.testing.assert_array_equal(images[3], data.tile_data(10, 16)[0][3])
+
+
+def test_a_store_without_labels_reads_as_ignored_everywhere(tmp_path):
+    store = TileStore.open(data.write_tiles(tmp_path / "s.zarr", has_labels=False))
+    assert (store.read_labels([0, 5]) == 255).all()
+    assert store.num_labelled_tiles == 0
+
+
+@given(stop_after=st.integers(0, 3))
+@settings(max_examples=4, deadline=None)
+def test_an_interrupted_store_goes_on_and_ends_in_the_same_bytes(tmp_path_factory, stop_after):
+    folder = tmp_path_factory.mktemp("t")
+    path = folder / "s1.zarr"
+    images, labels = data.tile_data(10, 16)
+    with data.begin_tiles(path) as writer:
+        for shard in writer.pending_shards()[:stop_after]:
+            part = slice(writer.shard_tiles(shard).start, writer.shard_tiles(shard).stop)
+            writer.write_shard(shard, images[part], labels[part])
+    assert not path.exists()
+    with pytest.raises(StoreError):
+        TileStore.open(path)
+    with data.begin_tiles(path) as writer:
+        assert writer.pending_shards() == list(range(stop_after, 3))
+    data.write_tiles(path)
+    assert tree(path) == tree(data.write_tiles(folder / "whole.zarr"))
+    assert sorted(p.name for p in folder.iterdir()) == ["s1.zarr", "whole.zarr"]
+
+
+def test_a_shard_whose_data_was_lost_is_written_again(tmp_path):
+    path = tmp_path / "s1.zarr"
+    images, labels = data.tile_data(10, 16)
+    with data.begin_tiles(path) as writer:
+        for shard in (0, 1):
+            part = slice(4 * shard, 4 * shard + 4)
+            writer.write_shard(shard, images[part], labels[part])
+    (tmp_path / "s1.zarr.partial/images/c/0/0/0/0").write_bytes(b"")
+    with data.begin_tiles(path) as writer:
+        assert writer.pending_shards() == [0, 2]
+
+
+def test_a_torn_last_line_of_the_journal_is_an_unfinished_shard(tmp_path):
+    path = tmp_path / "s1.zarr"
+    images, labels = data.tile_data(10, 16)
+    with data.begin_tiles(path) as writer:
+        writer.write_shard(0, images[:4], labels[:4])
+    journal = tmp_path / "s1.zarr.partial/ledger.jsonl"
+    journal.write_bytes(journal.read_bytes() + b'{"unit": "shard-1", "fi')
+    with data.begin_tiles(path) as writer:
+        assert writer.pending_shards() == [1, 2]
+    data.write_tiles(path)
+
+
+def test_an_unfinished_store_of_other_settings_is_refused(tmp_path):
+    with data.begin_tiles(tmp_path / "s.zarr", mpp=1):
+        pass
+    with pytest.raises(OutputExistsError, match=r"config\.mpp: 1 -> 2.*--overwrite"):
+        data.begin_tiles(tmp_path / "s.zarr", mpp=2).__enter__()
+
+
+def test_overwriting_keeps_the_old_store_until_the_new_one_is_finished(tmp_path):
+    path = data.write_tiles(tmp_path / "s.zarr", mpp=1)
+    before = tree(path)
+    with data.begin_tiles(path, mpp=2, overwrite=True):
+        assert tree(path) == before
+    data.write_tiles(path, mpp=2, overwrite=True)
+    assert TileStore.open(path).run["config"] == {"mpp": 2}
+
+
+def test_two_writers_of_one_store_are_refused(tmp_path):
+    with (
+        data.begin_tiles(tmp_path / "s.zarr"),
+        pytest.raises(OutputLockedError, match="locked by pid"),
+    ):
+        data.begin_tiles(tmp_path / "s.zarr").__enter__()
+
+
+def test_is_finished_knows_its_own_run(tiles):
+    assert TileStore.is_finished(tiles, data.run_info())
+    assert not TileStore.is_finished(tiles.with_name("other.zarr"), data.run_info())
+    with pytest.raises(OutputExistsError, match="different run"):
+        TileStore.is_finished(tiles, data.run_info(mpp=9))
+
+
+def test_a_foreign_folder_is_not_taken_for_an_output(tmp_path):
+    (tmp_path / "s.zarr").mkdir()
+    with pytest.raises(OutputExistsError, match="exists already"):
+        TileStore.is_finished(tmp_path / "s.zarr", data.run_info())
+
+
+def test_a_missing_shard_is_an_error_and_not_black_tiles(tiles):
+    (tiles / "images/c/1/0/0/0").unlink()
+    with pytest.raises(StoreCorruptError, match="images/c/1/0/0/0: is missing"):
+        TileStore.open(tiles)
+
+
+def test_a_flipped_bit_is_an_error_when_the_tile_is_read(tiles):
+    path = tiles / "images/c/1/0/0/0"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 4
+    path.write_bytes(raw)
+    store = TileStore.open(tiles)
+    with pytest.raises(StoreCorruptError, match=r"cannot be decoded.*wsiseg verify"):
+        store.read_images(range(10))
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (lambda a: a.update(format_version=9), "format version 9, newer than 1"),
+        (lambda a: a.update(format_version="x"), "no valid format version"),
+        (lambda a: a.update(kind="mask"), "holds 'mask', expected 'tiles'"),
+        (lambda a: a.pop("slide"), "attributes are damaged"),
+        (lambda a: a.update(raster={"width_px": 0}), "attributes are damaged"),
+        (lambda a: a.update(tile_size_px=17), r"expected uint8 \(10, 17, 17, 3\)"),
+    ],
+)
+def test_damaged_attributes_are_named(tiles, edit, text):
+    content = json.loads((tiles / "zarr.json").read_text())
+    edit(content["attributes"]["wsiseg"])
+    (tiles / "zarr.json").write_text(json.dumps(content))
+    ledger = json.loads((tiles / "ledger.json").read_text())
+    from wsiseg.config import digest
+
+    ledger["files"]["zarr.json"] = [(tiles / "zarr.json").stat().st_size, "0"]
+    ledger["digest"] = digest(ledger["files"])
+    (tiles / "ledger.json").write_text(json.dumps(ledger))
+    with pytest.raises(StoreError, match=text):
+        TileStore.open(tiles)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda p: None, "no such folder"),
+        (lambda p: p.write_text("x"), "a file"),
+        (lambda p: p.mkdir(), "not a zarr group"),
+        (zarr.create_group, "not made by wsiseg"),
+    ],
+)
+def test_what_is_not_a_store_is_refused(tmp_path, make, text):
+    make(tmp_path / "s.zarr")
+    with pytest.raises(StoreError, match=text):
+        TileStore.open(tmp_path / "s.zarr")
+
+
+def test_an_index_outside_is_an_index_error(tiles):
+    with pytest.raises(IndexError, match=r"outside 0\.\.9"):
+        TileStore.open(tiles).read_images([10])
+
+
+@pytest.mark.parametrize("size", [16, 128, 256, 1024, 8192])
+def test_a_shard_fits_in_memory_whatever_the_tile_size(size):
+    per_shard = tiles_per_shard(size)
+    assert 1 <= per_shard <= 64
+    assert per_shard == 1 or per_shard * 3 * size**2 <= 16 << 20

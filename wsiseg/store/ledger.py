@@ -1,0 +1,206 @@
+"""Ledger: which units of a store are finished, and the checksum of every file in it.
+
+While a store is written, each finished unit (a shard, a chunk) is one line of a journal, synced to
+disk after its data; what the journal does not hold is done again. When all is done the journal
+becomes `ledger.json`, the single mark of a finished store: it lists the size and sha256 of every
+file, so that a flipped bit, a truncated, a missing and a foreign file are all found later.
+
+zarr-python before 3.2 fills a missing chunk with zeros and says nothing, hence the need.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsiseg import outputs
+from wsiseg.config import digest
+from wsiseg.errors import StoreCorruptError, StoreError
+
+JOURNAL = "ledger.jsonl"
+LEDGER = "ledger.json"
+LEDGER_VERSION = 1
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One file of a store that is not as it was written."""
+
+    file: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size and sha256 of a file."""
+
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Read a file and describe it."""
+        hasher = hashlib.sha256()
+        size = 0
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                hasher.update(block)
+                size += len(block)
+        return cls(size, hasher.hexdigest())
+
+
+class Journal:
+    """The ledger of a store that is being written; one process holds it at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or begin the journal of `folder`, dropping what a crash left half done.
+
+        A unit counts only if its files are still as recorded: a machine that lost power may have
+        kept the journal's line and lost the data it speaks of.
+        """
+        self._folder = folder
+        self._files: dict[str, FileRecord] = {}
+        self._units: set[str] = set()
+        for orphan in folder.rglob(f"*{outputs.PARTIAL_SUFFIX}"):
+            outputs.remove_tree(orphan)
+        for line in _lines(folder / JOURNAL):
+            files = {name: FileRecord(*record) for name, record in line["files"].items()}
+            if all(_problem(folder, name, record) is None for name, record in files.items()):
+                self._files |= files
+                self._units.add(line["unit"])
+
+    def is_done(self, unit: str) -> bool:
+        """Whether `unit` was committed."""
+        return unit in self._units
+
+    def commit(self, unit: str, files: Iterable[Path]) -> None:
+        """Record that `unit` consists of `files`, which are complete; returns once it is durable.
+
+        A file that does not exist (a chunk of nothing but fill value) is left out.
+        """
+        records = {
+            p.relative_to(self._folder).as_posix(): FileRecord.of(p) for p in files if p.exists()
+        }
+        text = {name: [r.size_bytes, r.sha256] for name, r in records.items()}
+        with (self._folder / JOURNAL).open("ab") as journal:
+            journal.write(json.dumps({"unit": unit, "files": text}).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        self._files |= records
+        self._units.add(unit)
+
+    def finalise(self) -> None:
+        """Write `ledger.json` over every file of the folder and drop the journal."""
+        files = {}
+        for path in _data_files(self._folder):
+            name = path.relative_to(self._folder).as_posix()
+            files[name] = self._files.get(name) or FileRecord.of(path)
+        table = {name: [r.size_bytes, r.sha256] for name, r in sorted(files.items())}
+        content = {"ledger_version": LEDGER_VERSION, "files": table, "digest": digest(table)}
+        outputs.write_json(self._folder / LEDGER, content)
+        (self._folder / JOURNAL).unlink(missing_ok=True)
+
+
+def read_ledger(folder: Path) -> dict[str, FileRecord]:
+    """Return the files of a finished store.
+
+    Raises
+    ------
+    StoreError
+        There is no ledger: the store is unfinished, or not one of ours.
+    StoreCorruptError
+        The ledger itself is damaged.
+    """
+    path = folder / LEDGER
+    if not path.is_file():
+        msg = f"store '{folder}': has no {LEDGER}; it is unfinished or was not made by wsiseg"
+        raise StoreError(msg)
+    try:
+        content = json.loads(path.read_bytes())
+        table = content["files"]
+        if content["ledger_version"] > LEDGER_VERSION:
+            msg = f"store '{folder}': its ledger is newer than this wsiseg; upgrade wsiseg"
+            raise StoreError(msg)
+        if content["digest"] != digest(table):
+            msg = f"store '{folder}': {LEDGER} is damaged (its own checksum differs)"
+            raise StoreCorruptError(msg)
+        return {name: FileRecord(int(size), str(sha)) for name, (size, sha) in table.items()}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, StoreError):
+            raise
+        msg = f"store '{folder}': {LEDGER} cannot be read ({error})"
+        raise StoreCorruptError(msg) from error
+
+
+def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
+    """Raise StoreCorruptError for the first file that is missing or has another size.
+
+    Costs one `stat` per file; done at every opening, since a missing chunk would read as zeros.
+    """
+    for name, record in files.items():
+        problem = _size_problem(folder / name, record)
+        if problem is not None:
+            msg = f"store '{folder}': {name}: {problem}; make the store again"
+            raise StoreCorruptError(msg)
+
+
+def find_problems(folder: Path) -> list[Problem]:
+    """Compare every byte of a finished store with its ledger; an empty list means whole."""
+    try:
+        files = read_ledger(folder)
+    except StoreCorruptError as error:
+        return [Problem(LEDGER, str(error))]
+    problems = []
+    for name, record in files.items():
+        what = _problem(folder, name, record)
+        if what is not None:
+            problems.append(Problem(name, what))
+    for path in _data_files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in files:
+            problems.append(Problem(name, "is not in the ledger: not written by wsiseg"))
+    return problems
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in (JOURNAL, LEDGER):
+            yield path
+
+
+def _lines(journal: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a journal; a torn last line is an uncommitted unit."""
+    if not journal.exists():
+        return
+    data = journal.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        journal.write_bytes(whole)
+    for line in whole.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            msg = f"'{journal}': a line is damaged ({error}); start again with --overwrite"
+            raise StoreCorruptError(msg) from error
+
+
+def _size_problem(path: Path, record: FileRecord) -> str | None:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return "is missing"
+    if size != record.size_bytes:
+        return f"has {size} bytes instead of {record.size_bytes}"
+    return None
+
+
+def _problem(folder: Path, name: str, record: FileRecord) -> str | None:
+    path = folder / name
+    what = _size_problem(path, record)
+    if what is None and FileRecord.of(path) != record:
+        what = "has other bytes than were written (checksum differs)"
+    return what
