@@ -1,0 +1,60 @@
+# On a fresh machine with Python 3.11+ and make: `make demo`, `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+OUTPUT ?= demo
+
+# NuInsSeg (CC BY 4.0) or any folder with images/ and masks/ of the same names.
+DATA ?= ../shared/data/nuinsseg
+NUCLEI_OUTPUT ?= runs/nuclei
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types bench lock nuclei clean
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(INSTALLED) ## Create .venv with every pinned dependency.
+
+# The stamp keeps `make` from asking the registry again while both files are unchanged.
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "wsiseg needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirements requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## Run the whole pipeline on built-in slides; results in demo/.
+	$(BIN)/wsiseg demo -o $(OUTPUT)
+
+test: $(INSTALLED) ## Run every test.
+	$(BIN)/pytest
+
+lint: $(INSTALLED) ## Check style, formatting and spelling.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(INSTALLED) ## Check types.
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## Run every benchmark; minutes each, on an otherwise idle machine.
+	@set -e; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+lock: $(INSTALLED) ## Compile requirements.txt from pyproject.toml, with the newest versions.
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
+	  pyproject.toml -o requirements.txt
+
+nuclei: $(INSTALLED) ## Train and evaluate on nucleus images: make nuclei DATA=folder
+	$(BIN)/python pipelines/image_cohort.py $(DATA) --mpp 0.25 -o $(NUCLEI_OUTPUT)/cohort.csv
+	$(BIN)/snakemake --snakefile pipelines/Snakefile --profile pipelines/profiles/local \
+	  --config cohort=$(NUCLEI_OUTPUT)/cohort.csv output=$(NUCLEI_OUTPUT) \
+	  config=configs/experiments/nuclei.yaml classes=configs/classes/nuclei.yaml
+
+clean: ## Remove the environment, caches and demo results.
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .snakemake demo build dist
