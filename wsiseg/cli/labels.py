@@ -11,7 +11,8 @@ from wsiseg.errors import AnnotationError
 from wsiseg.settings.tile import TileConfig
 from wsiseg.slides.cohort import CohortEntry
 from wsiseg.slides.label_image import SUFFIXES, find_label_image
-from wsiseg.stages.tile import TileJob, derive_classes, find_annotation
+from wsiseg.stages.tile import TileJob, derive_classes
+from wsiseg.vector.outline import find_annotation
 
 MAX_THREADS = 8
 """Threads that read one slide; beyond this, writing the store is the bottleneck."""

@@ -14,7 +14,6 @@ from wsiseg.config import digest, result_settings
 from wsiseg.errors import AnnotationError, NoTissueError, SlideTooSmallError
 from wsiseg.geometry import Box, Raster
 from wsiseg.grid import TileGrid
-from wsiseg.outputs import remove_tree
 from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, fingerprint_file
 from wsiseg.settings.tile import TileConfig
@@ -25,6 +24,7 @@ from wsiseg.slides.stain import make_normalizer
 from wsiseg.slides.tissue import make_tissue_mask
 from wsiseg.store.tiles import TileStore, TileWriter
 from wsiseg.vector.labels import annotation_labels, check_annotations
+from wsiseg.vector.outline import read_outline
 from wsiseg.vector.qupath_read import Annotation, read_annotations
 
 Labeller = Callable[[Raster, Box], npt.NDArray[np.uint8]]
@@ -87,9 +87,7 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
     """
     began = time.perf_counter()
     info = _run_info(job)
-    if job.overwrite:
-        remove_tree(job.output)
-    elif TileStore.is_finished(job.output, info):
+    if not job.overwrite and TileStore.is_finished(job.output, info):
         return _summary(job, TileStore.open(job.output), began, note="already done")
     entry, config = job.entry, job.config
     slide_mpp = entry.mpp or config.slide_mpp
@@ -109,6 +107,7 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
             codec=config.codec,
             group_id=entry.patient_id or entry.slide_id,
             split=entry.split,
+            overwrite=job.overwrite,
         ) as writer:
             _write_tiles(
                 slide, grid, labeller, normalize, writer, job, progress or SilentProgress()
@@ -147,7 +146,10 @@ def _tissue_grid(slide: Slide, config: TileConfig, labeller: Labeller | None) ->
         )
         raise SlideTooSmallError(msg)
     grid = TileGrid.covering(raster, tile_size_px=size_px, overlap_px=config.overlap)
-    tissue = make_tissue_mask(slide, config.tissue, outline=_tissue_outline(slide, config))
+    outline = read_outline(
+        config.tissue.annotation, slide_id=slide.meta.slide_id, bounds=slide.meta.bounds
+    )
+    tissue = make_tissue_mask(slide, config.tissue, outline=outline)
     fractions = tissue.fractions(grid)
     keep = fractions >= max(config.min_tissue, np.finfo(float).tiny)
     if not keep.any():
@@ -162,22 +164,6 @@ def _tissue_grid(slide: Slide, config: TileConfig, labeller: Labeller | None) ->
             msg = f"slide '{slide.meta.slide_id}': no tissue tile holds a labelled pixel"
             raise AnnotationError(msg)
     return grid.select(keep)
-
-
-def _tissue_outline(slide: Slide, config: TileConfig) -> list[list[npt.NDArray[np.float64]]] | None:
-    path = config.tissue.annotation
-    if path is None:
-        return None
-    if path.is_dir():
-        path = find_annotation(path, slide.meta.slide_id) or path / f"{slide.meta.slide_id}.geojson"
-    annotations = read_annotations(path, bounds=slide.meta.bounds)
-    return [polygon for a in annotations for polygon in a.polygons]
-
-
-def find_annotation(folder: Path, slide_id: str) -> Path | None:
-    """Return the GeoJSON of a slide in a folder, by name; None if there is none."""
-    names = (f"{slide_id}{s}" for s in (".geojson", ".geojson.gz", ".json", ".json.gz"))
-    return next((folder / n for n in names if (folder / n).is_file()), None)
 
 
 def _labeller(job: TileJob, meta: SlideMeta) -> Labeller | None:

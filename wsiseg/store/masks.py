@@ -170,6 +170,8 @@ class MaskWriter:
         """Use `SlideMask.create`."""
         self.raster = raster
         self.chunk_px = int(attributes["chunk_px"])
+        self.has_probability = bool(attributes["has_probability"])
+        self.num_labels = classes.num_labels
         self._path = path
         self._partial = outputs.partial_path(path)
         self._attributes = attributes
@@ -215,7 +217,7 @@ class MaskWriter:
         )
         for level in range(num_levels):
             self._create_array(group, str(level), level_shape(self.raster, level), fill=IGNORE)
-        if self._attributes["has_probability"]:
+        if self.has_probability:
             self._create_array(group, "probability", level_shape(self.raster, 0), fill=0)
         new.rename(self._partial)
 
@@ -273,7 +275,7 @@ class MaskWriter:
             uint8, the shape of `chunk_box`; probability exactly if the mask has it.
         """
         box = self.chunk_box(row, column)
-        if (probability is not None) != self._attributes["has_probability"]:
+        if (probability is not None) != self.has_probability:
             msg = f"chunk {row, column}: probability must be given exactly if the mask has it"
             raise ValueError(msg)
         files = []
