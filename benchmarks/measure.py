@@ -1,0 +1,48 @@
+"""Run a command and tell its wall time and peak memory."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Wall time and the peak resident memory of the process and its largest child."""
+
+    seconds: float
+    peak_mib: float
+
+
+def cost(*command: str) -> Cost:
+    """Run a child process that must succeed."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    errors = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - began
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(command)} exited with {process.returncode}:\n{errors}")
+    return Cost(seconds, usage.ru_maxrss / 1024)
+
+
+def report(name: str, costs: Sequence[Cost]) -> float:
+    """Print minimum, median and maximum time and the highest peak; return the median time."""
+    times = [c.seconds for c in costs]
+    peak = max(c.peak_mib for c in costs)
+    median = statistics.median(times)
+    print(
+        f"{name:50s} {min(times):8.2f} {median:8.2f} {max(times):8.2f} s  {peak:7.0f} MiB",
+        flush=True,
+    )
+    return median
+
+
+def header() -> None:
+    """Print the head of the table."""
+    print(f"{'':50s} {'min':>8s} {'median':>8s} {'max':>8s}       peak")
