@@ -1,4 +1,4 @@
-"""Write `default.yaml` from the settings dataclasses, so that neither can say what the other does not.
+"""Write `default.yaml` from the settings dataclasses, so that the two cannot drift apart.
 
 python configs/write_default.py
 """
