@@ -1,0 +1,22 @@
+"""Fine-tuning on the labelled tiles of every slide that is not in the test split."""
+
+
+rule finetune:
+    input:
+        stores=rules.select_stores.output.labelled,
+        backbone=rules.pretrain.output,
+    output:
+        f"{OUT}/finetune/model.json",
+    log:
+        f"{OUT}/logs/finetune.log",
+    params:
+        settings=section("config", "finetune"),
+    threads: 8
+    resources:
+        mem_mb=32000,
+        runtime="1d",
+        gpu=1,
+    shell:
+        "mapfile -t stores < {input.stores:q}; "
+        '{WSISEG} finetune "${{stores[@]}}" -o {OUT:q}/finetune --pretrained {OUT:q}/pretrain '
+        "{CONFIG} {OVERWRITE} > {log:q} 2>&1"
