@@ -17,6 +17,8 @@ rule finetune:
         runtime="1d",
         gpu=1,
     shell:
+        "test -s {input.stores:q} || {{ echo 'error: no slide that could be tiled has labels' "
+        "> {log:q}; exit 1; }}; "
         "mapfile -t stores < {input.stores:q}; "
         '{WSISEG} finetune "${{stores[@]}}" -o {OUT:q}/finetune --pretrained {OUT:q}/pretrain '
         "{CONFIG} {OVERWRITE} > {log:q} 2>&1"
