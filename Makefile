@@ -54,7 +54,7 @@ nuclei: $(INSTALLED) ## Train and evaluate on nucleus images: make nuclei DATA=f
 	$(BIN)/python pipelines/image_cohort.py $(DATA) --mpp 0.25 -o $(NUCLEI_OUTPUT)/cohort.csv
 	$(BIN)/snakemake --snakefile pipelines/Snakefile --profile pipelines/profiles/local \
 	  --config cohort=$(NUCLEI_OUTPUT)/cohort.csv output=$(NUCLEI_OUTPUT) \
-	  config=configs/experiments/nuclei.yaml classes=configs/classes/nuclei.yaml
+	  config=configs/experiments/nuclei.yaml classes=configs/classes/nuclei.yaml segment=test
 
 clean: ## Remove the environment, caches and demo results.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .snakemake demo build dist

@@ -1,0 +1,65 @@
+"""The cohort of an image folder: blocks of neighbours stay in one split."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsiseg.slides.cohort import Cohort
+
+SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "image_cohort.py"
+
+
+def run(data, output, *arguments):
+    command = [sys.executable, SCRIPT, data, "--mpp", "0.25", "-o", output, *arguments]
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def data(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for i in range(12):
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / kind / f"{i:03d}.png")
+    return tmp_path
+
+
+def test_no_block_is_in_two_splits(data, tmp_path):
+    output = tmp_path / "runs" / "cohort.csv"
+    assert run(data, output, "--block", 2).returncode == 0
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    splits = {}
+    for row in rows:
+        splits.setdefault(row["patient_id"], set()).add(row["split"])
+    assert len(rows) == 12
+    assert all(len(found) == 1 for found in splits.values())
+    assert {next(iter(found)) for found in splits.values()} == {"train", "val", "test"}
+
+
+def test_wsiseg_reads_the_cohort(data, tmp_path):
+    output = tmp_path / "cohort.csv"
+    run(data, output)
+    entries = Cohort.from_csv(output).entries
+    assert [entry.mpp for entry in entries] == [0.25] * 12
+    assert all(entry.path.is_file() and entry.annotation.is_file() for entry in entries)
+
+
+def test_an_image_without_mask_is_named(data, tmp_path):
+    (data / "masks" / "003.png").unlink()
+    done = run(data, tmp_path / "cohort.csv")
+    assert done.returncode == 1
+    assert "003.png" in done.stderr
+    assert not (tmp_path / "cohort.csv").exists()
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    done = run(tmp_path, tmp_path / "cohort.csv")
+    assert done.returncode == 1
+    assert "holds no *.png" in done.stderr
