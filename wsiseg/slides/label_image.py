@@ -10,6 +10,7 @@ from PIL import Image
 from wsiseg.classes import IGNORE, ClassTable
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Box, Raster
+from wsiseg.slides.resample import Taps, area_taps
 
 MAX_LABEL_PIXELS = 1 << 30
 """Largest mask image that is decoded (1 GiB as uint8); larger truth belongs in GeoJSON."""
@@ -78,15 +79,12 @@ class LabelImage:
         inner = box.intersection(raster.box)
         if inner.is_empty:
             return out
-        x0, x1 = inner.x * raster.downsample_x, inner.right * raster.downsample_x
-        y0, y1 = inner.y * raster.downsample_y, inner.bottom * raster.downsample_y
         height_l0, width_l0 = self.labels_l0.shape
-        left, top = int(x0), int(y0)
-        right, bottom = min(width_l0, int(np.ceil(x1))), min(height_l0, int(np.ceil(y1)))
-        source = self.labels_l0[top:bottom, left:right]
-        area = (x0 - left, y0 - top, min(x1, width_l0) - left, min(y1, height_l0) - top)
+        across = area_taps(inner.x, inner.right, scale=raster.downsample_x, size=width_l0)
+        down = area_taps(inner.y, inner.bottom, scale=raster.downsample_y, size=height_l0)
+        source = self.labels_l0[down.first : down.last, across.first : across.last]
         out[inner.y - box.y : inner.bottom - box.y, inner.x - box.x : inner.right - box.x] = (
-            _majority(source, (inner.width, inner.height), area)
+            _majority(source, down, across)
         )
         return out
 
@@ -130,21 +128,14 @@ def _labels_from_values(
     return values
 
 
-def _majority(
-    labels: npt.NDArray[np.uint8], size: tuple[int, int], area: tuple[float, float, float, float]
-) -> npt.NDArray[np.uint8]:
-    """Resample `area` (x0, y0, x1, y1) of a label array to `size` (w, h) by covered area."""
+def _majority(labels: npt.NDArray[np.uint8], down: Taps, across: Taps) -> npt.NDArray[np.uint8]:
+    """Return the label with the largest share of each target pixel; the lowest wins a tie."""
     values = np.unique(labels)
     if len(values) == 1:
-        return np.full(size[::-1], values[0], np.uint8)
-    if area == (0, 0, *size) and labels.shape == size[::-1]:
-        return labels
+        shape = (down.matrix.shape[0], across.matrix.shape[0])
+        return np.full(shape, values[0], np.uint8)
     shares = [
-        np.asarray(
-            Image.fromarray((labels == value).astype(np.float32)).resize(
-                size, Image.Resampling.BOX, box=area
-            )
-        )
-        for value in values
+        (across.matrix @ (down.matrix @ (labels == value).astype(np.int32)).T).T for value in values
     ]
-    return values[np.argmax(np.stack(shares), axis=0)].astype(np.uint8)
+    winners: npt.NDArray[np.uint8] = values[np.argmax(np.stack(shares), axis=0)]
+    return winners

@@ -1,0 +1,221 @@
+"""Cohort: which slides there are, whose they are, and what each is for."""
+
+import csv
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wsiseg.config import check_known_keys
+from wsiseg.errors import CohortError, ConfigError
+from wsiseg.outputs import PARTIAL_SUFFIX
+from wsiseg.slides.reader import IMAGE_SUFFIXES, default_slide_id
+
+COLUMNS = ("slide_id", "patient_id", "path", "mpp", "annotation", "split")
+SPLITS = ("train", "val", "test")
+
+SLIDE_SUFFIXES = (
+    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi",
+    ".dcm", ".jp2", *IMAGE_SUFFIXES,
+)  # fmt: skip
+"""What is taken for a slide when a folder is given."""
+
+MAX_CSV_BYTES = 50_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortEntry:
+    """One slide. `mpp` : um/px at level 0, overriding the file. `split` : train, val or test."""
+
+    slide_id: str
+    path: Path
+    patient_id: str | None = None
+    mpp: float | None = None
+    annotation: Path | None = None
+    split: str | None = None
+
+    @property
+    def group_id(self) -> str:
+        """The patient, or the slide itself where none is named."""
+        return self.patient_id or self.slide_id
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Slides with unique ids; no patient stands in two splits."""
+
+    entries: tuple[CohortEntry, ...]
+
+    def __post_init__(self) -> None:
+        seen: dict[str, CohortEntry] = {}
+        splits: dict[str, CohortEntry] = {}
+        for entry in self.entries:
+            other = seen.setdefault(entry.slide_id, entry)
+            if other is not entry:
+                msg = (
+                    f"slide_id '{entry.slide_id}' stands for two slides, '{other.path}' and "
+                    f"'{entry.path}'; name them apart in a cohort CSV"
+                )
+                raise CohortError(msg)
+            if entry.split is None:
+                continue
+            other = splits.setdefault(entry.group_id, entry)
+            if other.split != entry.split:
+                msg = (
+                    f"patient '{entry.group_id}' is in split {other.split} (slide "
+                    f"'{other.slide_id}') and in {entry.split} (slide '{entry.slide_id}')"
+                )
+                raise CohortError(msg)
+
+    @classmethod
+    def from_csv(cls, path: Path) -> "Cohort":
+        """Read a table with the columns of `COLUMNS`; only `path` is required.
+
+        Relative paths start at the table's folder.
+
+        Raises
+        ------
+        CohortError
+            A column is unknown or missing, or a line is wrong; the line number is named.
+        """
+        where = f"cohort '{path}'"
+        try:
+            if path.stat().st_size > MAX_CSV_BYTES:
+                msg = f"{where}: larger than {MAX_CSV_BYTES} bytes; not a table of slides?"
+                raise CohortError(msg)
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.DictReader(file, restkey="(more)")
+                _check_columns(reader.fieldnames or (), where)
+                entries = tuple(
+                    _parse_line(row, path.parent, f"{where}, line {reader.line_num}")
+                    for row in reader
+                )
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            msg = f"{where}: cannot be read as a CSV table: {error}"
+            raise CohortError(msg) from error
+        if not entries:
+            msg = f"{where}: names no slide"
+            raise CohortError(msg)
+        return cls(entries)
+
+
+def _check_columns(columns: Iterable[str], where: str) -> None:
+    columns = tuple(columns)
+    try:
+        check_known_keys(columns, COLUMNS, where)
+    except ConfigError as error:
+        raise CohortError(str(error).replace("unknown key", "unknown column")) from error
+    if "path" not in columns:
+        msg = f"{where}: has no column 'path' (columns: {', '.join(columns) or 'none'})"
+        raise CohortError(msg)
+
+
+def _parse_line(row: Mapping[str, str | None], folder: Path, where: str) -> CohortEntry:
+    if "(more)" in row:
+        msg = f"{where}: has more values than the table has columns"
+        raise CohortError(msg)
+    text = {key: (value or "").strip() for key, value in row.items()}
+    if not text["path"]:
+        msg = f"{where}: path is empty"
+        raise CohortError(msg)
+    path = folder / text["path"]
+    slide_id = text.get("slide_id") or default_slide_id(path)
+    if slide_id != default_slide_id(Path(slide_id + ".x")):
+        msg = f"{where}: slide_id {slide_id!r} cannot be the name of a file"
+        raise CohortError(msg)
+    split = text.get("split") or None
+    if split not in (None, *SPLITS):
+        msg = f"{where}: split {split!r} is not one of {', '.join(SPLITS)}"
+        raise CohortError(msg)
+    annotation = text.get("annotation")
+    return CohortEntry(
+        slide_id=slide_id,
+        path=path,
+        patient_id=text.get("patient_id") or None,
+        mpp=_parse_mpp(text.get("mpp", ""), where),
+        annotation=folder / annotation if annotation else None,
+        split=split,
+    )
+
+
+def _parse_mpp(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        mpp = float(text)
+    except ValueError:
+        mpp = math.nan
+    if not (math.isfinite(mpp) and mpp > 0):
+        msg = f"{where}: mpp {text!r} is not a number above 0"
+        raise CohortError(msg)
+    return mpp
+
+
+def resolve_slides(inputs: Sequence[str | Path], *, slide_mpp: float | None = None) -> Cohort:
+    """Return the slides that paths, globs, folders and cohort CSVs name, in this order.
+
+    A path that does not exist is kept: it fails as that slide, not as the whole command.
+
+    Parameters
+    ----------
+    slide_mpp
+        um/px at level 0 of the slides for which no table gives one.
+
+    Raises
+    ------
+    CohortError
+        A glob or a folder has no slide, or two slides have one id.
+    """
+    entries: dict[Path, CohortEntry] = {}
+    for text in inputs:
+        for entry in _entries_of(Path(text)):
+            entries.setdefault(entry.path.absolute(), entry)
+    return Cohort(
+        tuple(replace(e, mpp=slide_mpp) if e.mpp is None else e for e in entries.values())
+    )
+
+
+def _entries_of(path: Path) -> list[CohortEntry]:
+    if path.suffix.lower() == ".csv":
+        return list(Cohort.from_csv(path).entries)
+    if path.exists() or not _is_glob(path):
+        if not _is_folder_of_slides(path):
+            return [CohortEntry(slide_id=default_slide_id(path), path=path)]
+        found = sorted(p for p in path.iterdir() if _looks_like_slide(p))
+        what = f"folder '{path}': holds no slide"
+    else:
+        root = Path(path.anchor) if path.is_absolute() else Path()
+        pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
+        found = sorted(p for p in root.glob(pattern) if not p.name.endswith(PARTIAL_SUFFIX))
+        what = f"'{path}': no file matches"
+    if not found:
+        msg = f"{what}; slides end in {', '.join(SLIDE_SUFFIXES[:6])}, ..."
+        raise CohortError(msg)
+    return [CohortEntry(slide_id=default_slide_id(p), path=p) for p in found]
+
+
+def _is_glob(path: Path) -> bool:
+    return any(c in str(path) for c in "*?[")
+
+
+def _is_folder_of_slides(path: Path) -> bool:
+    """Whether a path is a folder to look into: `slide.svs/` is a slide that cannot be opened."""
+    return path.is_dir() and path.suffix.lower() not in (*SLIDE_SUFFIXES, ".zarr")
+
+
+def _looks_like_slide(path: Path) -> bool:
+    return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".")
+
+
+def assign_splits(cohort: Cohort, *, val_fraction: float, seed: int) -> Cohort:
+    """Return the cohort with a split for every patient that has none: train or val.
+
+    At least one patient stays in train. The same cohort and seed give the same splits.
+    """
+    named = {e.group_id: e.split for e in cohort.entries if e.split is not None}
+    free = sorted({e.group_id for e in cohort.entries} - named.keys())
+    random.Random(seed).shuffle(free)
+    num_val = min(round(val_fraction * len(free)), max(0, len(free) - 1))
+    splits = named | {group: "val" if i < num_val else "train" for i, group in enumerate(free)}
+    return Cohort(tuple(replace(e, split=splits[e.group_id]) for e in cohort.entries))
