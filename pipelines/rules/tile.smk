@@ -63,7 +63,9 @@ rule check_tiles:
     run:
         failed = [row for row in tiled(input) if row["status"] == "failed"]
         for row in failed:
-            print(f"slide '{row['slide_id']}': {row['error']}", file=sys.stderr)
+            named = row["slide_id"] in row["error"]
+            slide = "" if named else f"slide '{row['slide_id']}': "
+            print(f"error: {slide}{row['error']}", file=sys.stderr)
         if failed:
             raise WorkflowError(
                 f"{len(failed)} of {len(input)} slides were not tiled; the others were used. After "
