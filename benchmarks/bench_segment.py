@@ -21,7 +21,7 @@ from wsiseg.runinfo import RunInfo
 from wsiseg.settings.model import UNetConfig
 from wsiseg.synthetic import SyntheticTissue, write_slide
 
-NETWORK = UNetConfig(dim=8, mults=(1, 2), blocks=1)
+NETWORK = UNetConfig(dim=8, mults=(1, 2, 4, 8), blocks=1)
 
 
 def write_model(folder: Path) -> None:

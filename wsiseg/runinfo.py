@@ -7,6 +7,7 @@ bytes, and nothing about a patient or a machine leaves with the result.
 import functools
 import hashlib
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,17 @@ class RunInfo:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed: stage, settings, seed and inputs."""
-        return {
-            "stage": self.stage,
-            "config": self.config,
-            "seed": self.seed,
-            "inputs": self.inputs,
-        }
+        return fingerprint_of(self.to_dict())
 
     @property
     def digest(self) -> str:
         """Hash of `fingerprint`."""
         return digest(self.fingerprint)
+
+
+def fingerprint_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `RunInfo.fingerprint` part of a stored `RunInfo.to_dict()`."""
+    return {key: run.get(key) for key in ("stage", "config", "seed", "inputs")}
 
 
 def check_same_run(found: dict[str, Any], wanted: dict[str, Any], *, output: Path) -> None:

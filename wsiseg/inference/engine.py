@@ -64,8 +64,8 @@ class Engine:
         self, windows: Iterable[ItemT], read: Read[ItemT]
     ) -> Generator[tuple[ItemT, npt.NDArray[np.int32]]]:
         def predict(window: ItemT) -> npt.NDArray[np.int32]:
-            probabilities: npt.NDArray[np.int32] = self._predict(read(window)[None]).numpy()
-            return probabilities[0]
+            probabilities: npt.NDArray[np.int32] = self._predict(read(window)[None])[0].numpy()
+            return probabilities
 
         num_threads = torch.get_num_threads()
         with _intra_op_threads(1), ThreadPoolExecutor(num_threads) as pool:

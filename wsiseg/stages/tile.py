@@ -23,7 +23,7 @@ from wsiseg.slides.reader import Slide, SlideMeta, open_slide
 from wsiseg.slides.stain import make_normalizer
 from wsiseg.slides.tissue import make_tissue_mask
 from wsiseg.store.tiles import TileStore, TileWriter
-from wsiseg.vector.labels import annotation_labels, check_annotations
+from wsiseg.vector.labels import AnnotationLabels, check_annotations
 from wsiseg.vector.outline import read_outline
 from wsiseg.vector.qupath_read import Annotation, read_annotations
 
@@ -188,7 +188,7 @@ def _labeller(job: TileJob, meta: SlideMeta) -> Labeller | None:
         width_px_l0=meta.width_px_l0,
         height_px_l0=meta.height_px_l0,
     )
-    return lambda raster, box: annotation_labels(annotations, classes, raster, box)
+    return AnnotationLabels(annotations, classes).read
 
 
 def _normalizer(config: TileConfig) -> ImageFilter | None:

@@ -12,7 +12,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from wsiseg.classes import ClassTable
 from wsiseg.errors import ConfigError, OutputExistsError, StoreCorruptError, StoreError
 from wsiseg.geometry import Raster
-from wsiseg.runinfo import RunInfo, check_same_run
+from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
 from wsiseg.store.ledger import LEDGER, check_sizes, read_ledger
 
 FORMAT_VERSION = 1
@@ -38,11 +38,6 @@ def codecs(name: str) -> list[Any]:
 def raster_to_dict(raster: Raster) -> dict[str, Any]:
     """Return plain JSON values that `raster_from_dict` reads back exactly."""
     return dataclasses.asdict(raster)
-
-
-def fingerprint_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `RunInfo.fingerprint` part of a stored run."""
-    return {key: run.get(key) for key in ("stage", "config", "seed", "inputs")}
 
 
 def read_attributes(path: Path, kind: Kind) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from wsiseg import outputs
 from wsiseg.classes import BACKGROUND, IGNORE, ClassTable
 from wsiseg.errors import StoreError
 from wsiseg.geometry import Box, Raster
-from wsiseg.runinfo import RunInfo, check_same_run
+from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
 from wsiseg.store import layout
 from wsiseg.store.ledger import Journal
 
@@ -236,8 +236,8 @@ class MaskWriter:
 
     def _check_resumable(self) -> None:
         found = layout.read_attributes(self._partial, "mask")
-        wanted = layout.fingerprint_of(self._attributes["run"])
-        check_same_run(layout.fingerprint_of(found["run"]), wanted, output=self._partial)
+        wanted = fingerprint_of(self._attributes["run"])
+        check_same_run(fingerprint_of(found["run"]), wanted, output=self._partial)
         if found["raster"] != self._attributes["raster"]:
             msg = f"store '{self._partial}': lies on another pixel grid; start with --overwrite"
             raise StoreError(msg)

@@ -20,7 +20,7 @@ from wsiseg import outputs
 from wsiseg.classes import IGNORE, ClassTable
 from wsiseg.errors import StoreError
 from wsiseg.geometry import Raster
-from wsiseg.runinfo import RunInfo, check_same_run
+from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
 from wsiseg.store import layout
 from wsiseg.store.ledger import Journal
 
@@ -270,8 +270,8 @@ class TileWriter:
 
     def _check_resumable(self) -> None:
         found = layout.read_attributes(self._partial, "tiles")
-        wanted = layout.fingerprint_of(self._attributes["run"])
-        check_same_run(layout.fingerprint_of(found["run"]), wanted, output=self._partial)
+        wanted = fingerprint_of(self._attributes["run"])
+        check_same_run(fingerprint_of(found["run"]), wanted, output=self._partial)
         group = zarr.open_group(self._partial, mode="r")
         if not np.array_equal(layout.array(group, "origins")[:], self._origins):
             msg = (

@@ -1,0 +1,225 @@
+"""Read annotations in any of QuPath's dialects of GeoJSON.
+
+Nested children, keys that occur twice, bare arrays, features or geometries, ellipses, "NaN" as
+text and classes in all their spellings are read; what cannot be used is named with the number of
+its feature.
+"""
+
+import gzip
+import json
+import logging
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import shapely
+
+from wsiseg.errors import AnnotationError
+from wsiseg.geometry import Box
+
+logger = logging.getLogger(__name__)
+
+Ring = npt.NDArray[np.float64]
+
+MAX_BYTES = 4 << 30
+"""Text that a file may unpack to; a few kilobytes of gzip can claim terabytes."""
+
+ELLIPSE_POINTS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One annotation of a file.
+
+    `polygons` : lists of rings float64 (n, 2) of (x, y) in level-0 pixels, closed, the outer one
+    first. `index` : the number of its top-level feature in the file.
+    """
+
+    class_name: str | None
+    polygons: list[list[Ring]]
+    index: int
+
+
+def read_annotations(path: Path, *, bounds: Box | None = None) -> list[Annotation]:
+    """Return the area annotations of a QuPath GeoJSON, parents before their children.
+
+    Points and lines have no area and are left out with a warning; polygons that cross themselves
+    are repaired with a warning.
+
+    Parameters
+    ----------
+    bounds
+        The slide's bounds (MRXS): QuPath counts from their corner, we from that of level 0.
+
+    Raises
+    ------
+    AnnotationError
+        The file is missing or is no GeoJSON, or a feature cannot be used.
+    """
+    place = f"annotation '{path.name}'"
+    document = parse_document(read_text(path, place), place)
+    offset = (0.0, 0.0) if bounds is None else (float(bounds.x), float(bounds.y))
+    annotations = []
+    num_without_area = 0
+    for index, feature in flat_features(document, place):
+        where = f"{place}: feature {index}"
+        polygons = _polygons(feature, where)
+        if not polygons:
+            num_without_area += 1
+            continue
+        moved = [[ring + offset for ring in polygon] for polygon in polygons]
+        annotations.append(Annotation(class_name(feature, where), moved, index))
+    if num_without_area:
+        logger.warning("%s: %d features without an area are left out", place, num_without_area)
+    return annotations
+
+
+def read_text(path: Path, place: str) -> bytes:
+    """Return a file's content, unpacked if it is gzip; AnnotationError if it cannot be read."""
+    try:
+        with path.open("rb") as raw:
+            is_gzip = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_gzip else path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        msg = f"{place}: no such file: '{path}'"
+        raise AnnotationError(msg) from error
+    except (OSError, EOFError, zlib.error) as error:
+        msg = f"{place}: cannot be read: {error}"
+        raise AnnotationError(msg) from error
+    if len(text) > MAX_BYTES:
+        msg = f"{place}: larger than {MAX_BYTES} bytes"
+        raise AnnotationError(msg)
+    return text.removeprefix(b"\xef\xbb\xbf")
+
+
+def parse_document(text: bytes, place: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Parse JSON, also with the bare NaN and Infinity that lenient writers leave in it."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        msg = f"{place}: not GeoJSON: {error}"
+        raise AnnotationError(msg) from error
+
+
+def flat_features(document: Any, place: str) -> Iterator[tuple[int, dict[str, Any]]]:  # noqa: ANN401
+    """Yield (number of the top-level feature, feature), parents before their children."""
+    for index, feature in enumerate(top_features(document, place)):
+        waiting = [feature]
+        while waiting:
+            here = waiting.pop()
+            if not isinstance(here, dict):
+                msg = f"{place}: feature {index}: expected an object, got {str(here)[:40]!r}"
+                raise AnnotationError(msg)
+            yield index, here
+            properties = here.get("properties")
+            properties = properties if isinstance(properties, dict) else {}
+            children = properties.get("childObjects") or properties.get("children") or []
+            if not isinstance(children, list):
+                msg = f"{place}: feature {index}: childObjects is not a list"
+                raise AnnotationError(msg)
+            waiting.extend(reversed(children))
+
+
+def top_features(document: Any, place: str) -> list[Any]:  # noqa: ANN401
+    """Return the features of a collection, an array, one feature or a bare geometry."""
+    if isinstance(document, list):
+        return document
+    if isinstance(document, dict):
+        if isinstance(document.get("features"), list):
+            features: list[Any] = document["features"]
+            return features
+        if document.get("type") == "Feature":
+            return [document]
+        if "coordinates" in document or "geometries" in document:
+            return [{"type": "Feature", "geometry": document, "properties": {}}]
+    msg = f"{place}: not GeoJSON: expected a FeatureCollection, an array or a Feature"
+    raise AnnotationError(msg)
+
+
+def class_name(feature: dict[str, Any], where: str) -> str | None:
+    """Return a feature's class, the levels of a derived one joined as QuPath shows them."""
+    properties = feature.get("properties")
+    found = properties.get("classification") if isinstance(properties, dict) else None
+    if isinstance(found, dict):
+        found = found.get("names") or found.get("name")
+    if isinstance(found, list) and all(isinstance(part, str) for part in found):
+        found = ": ".join(found)
+    if found is None or isinstance(found, str):
+        return found or None
+    msg = f"{where}: its classification is {str(found)[:60]!r}, expected a name"
+    raise AnnotationError(msg)
+
+
+def _polygons(feature: dict[str, Any], where: str) -> list[list[Ring]]:
+    """Return the polygons of a feature: valid, closed, holes kept; none for points and lines."""
+    geometry = feature.get("geometry")
+    if not geometry:
+        return []
+    if not isinstance(geometry, dict):
+        msg = f"{where}: its geometry is {str(geometry)[:40]!r}, expected an object"
+        raise AnnotationError(msg)
+    kind, parts = geometry.get("type"), geometry.get("coordinates")
+    if kind == "GeometryCollection":
+        inner = geometry.get("geometries") or []
+        return [p for g in inner for p in _polygons({"geometry": g}, where)]
+    if kind == "Polygon":
+        parts = [parts]
+    elif kind != "MultiPolygon":
+        return []
+    if not isinstance(parts, list) or not all(isinstance(p, list) and p for p in parts):
+        msg = f"{where}: its {kind} has no coordinates"
+        raise AnnotationError(msg)
+    polygons = [[_ring(ring, where) for ring in part] for part in parts]
+    if geometry.get("isEllipse"):
+        return [[_ellipse(rings[0])] for rings in polygons]
+    return [repaired for rings in polygons for repaired in _valid(rings, where)]
+
+
+def _ring(points: Any, where: str) -> Ring:  # noqa: ANN401 - comes from a file
+    try:
+        ring = np.array([[float(p[0]), float(p[1])] for p in points], np.float64)
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        msg = f"{where}: a coordinate is not a pair of numbers ({error})"
+        raise AnnotationError(msg) from error
+    if len(ring) < 3:
+        msg = f"{where}: a ring has {len(ring)} points, it needs at least 3"
+        raise AnnotationError(msg)
+    if not np.isfinite(ring).all():
+        msg = f"{where}: a coordinate is not a finite number"
+        raise AnnotationError(msg)
+    return ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+
+
+def _ellipse(box: Ring) -> Ring:
+    """Return the ellipse in the bounding box of a ring; QuPath stores nothing else of it."""
+    low, high = box.min(axis=0), box.max(axis=0)
+    angles = np.linspace(0, 2 * math.pi, ELLIPSE_POINTS, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    ring: Ring = (low + high) / 2 + circle * (high - low) / 2
+    return np.concatenate([ring, ring[:1]])
+
+
+def _valid(rings: list[Ring], where: str) -> list[list[Ring]]:
+    polygon = shapely.Polygon(rings[0], rings[1:])
+    if polygon.is_valid:
+        return [rings]
+    reason = shapely.is_valid_reason(polygon)
+    if not reason.startswith("Ring Self-intersection"):  # touching itself is no mistake
+        logger.warning("%s: repaired a polygon that is not valid (%s)", where, reason)
+    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(polygon)))
+    return [
+        [np.asarray(part.exterior.coords), *(np.asarray(hole.coords) for hole in part.interiors)]
+        for part in parts
+        if isinstance(part, shapely.Polygon) and part.area > 0
+    ]
