@@ -2,7 +2,6 @@
 
 import csv
 import math
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,16 +205,3 @@ def _is_folder_of_slides(path: Path) -> bool:
 
 def _looks_like_slide(path: Path) -> bool:
     return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".")
-
-
-def assign_splits(cohort: Cohort, *, val_fraction: float, seed: int) -> Cohort:
-    """Return the cohort with a split for every patient that has none: train or val.
-
-    At least one patient stays in train. The same cohort and seed give the same splits.
-    """
-    named = {e.group_id: e.split for e in cohort.entries if e.split is not None}
-    free = sorted({e.group_id for e in cohort.entries} - named.keys())
-    random.Random(seed).shuffle(free)
-    num_val = min(round(val_fraction * len(free)), max(0, len(free) - 1))
-    splits = named | {group: "val" if i < num_val else "train" for i, group in enumerate(free)}
-    return Cohort(tuple(replace(e, split=splits[e.group_id]) for e in cohort.entries))

@@ -18,11 +18,12 @@ import zarr
 
 from wsiseg import outputs
 from wsiseg.classes import IGNORE, ClassTable
+from wsiseg.config import digest
 from wsiseg.errors import StoreError
 from wsiseg.geometry import Raster
 from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
 from wsiseg.store import layout
-from wsiseg.store.ledger import Journal
+from wsiseg.store.ledger import Journal, read_ledger
 
 SHARD_BYTES = 16 << 20
 """Raw size of the images of a shard: large enough that files are few, small enough to hold in
@@ -152,6 +153,11 @@ class TileStore:
     def num_labelled_tiles(self) -> int:
         """Tiles that hold at least one labelled pixel."""
         return int((self.labelled_px > 0).sum())
+
+    @property
+    def content_digest(self) -> str:
+        """sha256 of the checksums of all files: equal for equal content."""
+        return digest({name: file.sha256 for name, file in read_ledger(self.path).items()})
 
     def read_images(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> UInt8:
         """Return tiles as uint8 (n, S, S, 3) RGB, in the order of `indices`."""

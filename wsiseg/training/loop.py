@@ -1,0 +1,306 @@
+"""The training loop, the same for every task: steps, schedule, averaging, validation, resume.
+
+Knows no task. What a step does is a function of the seed and the step's number, so that a run
+that was killed and resumed ends with the same weights, bit for bit on a CPU.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+
+from wsiseg.errors import TrainingDivergedError
+from wsiseg.progress import Progress
+from wsiseg.settings.training import OptimConfig
+from wsiseg.training.data import read_ahead
+from wsiseg.training.resume import TrainState, load_newest, save_state
+
+METRICS_NAME = "metrics.jsonl"
+
+EMA_HEAD_START = 10
+"""The average begins as a short one: step k counts at least k / (k + 10) of what was before."""
+
+LOG_EVERY = 10
+"""Steps between lines of training metrics."""
+
+
+class Task(Protocol):
+    """What is learned. All randomness of a step follows from its number."""
+
+    metric: str
+    """Name of the validation figure that decides."""
+    is_higher_better: bool
+
+    def batch(self, step: int) -> Any:  # noqa: ANN401 - the task's own
+        """Read the tiles of a step; called ahead of time in a thread."""
+
+    def losses(self, model: nn.Module, batch: Any, step: int) -> Iterator[torch.Tensor]:  # noqa: ANN401
+        """Yield the loss in pieces that add up to the step's; each is differentiated at once."""
+
+    def names(self, batch: Any) -> list[str]:  # noqa: ANN401
+        """Return the tiles of a batch, for messages."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Return the figures of a model on the same tiles, noise and steps every time."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How it ended. `best` : the weights of the best validation (averaged ones)."""
+
+    steps: int
+    best_step: int
+    best_metric: float | None
+    metrics: dict[str, float]
+    is_stopped_early: bool
+    num_bad_steps: int
+    ema: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor]
+
+
+class Trainer:
+    """One run: a model, its optimizer and its averaged weights."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        config: OptimConfig,
+        *,
+        folder: Path,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self._model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # not in its stubs
+        self._task = task
+        self._config = config
+        self._folder = folder
+        self._device = device
+        self._progress = progress
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(),
+            lr=config.learning_rate,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self._ema = {n: t.detach().clone() for n, t in self._model.state_dict().items()}
+        self._best = {n: t.clone() for n, t in self._ema.items()}
+        self._state = TrainState()
+
+    def run(self, label: str) -> TrainResult:
+        """Train to the end, from the newest resume point if there is one.
+
+        Raises
+        ------
+        TrainingDivergedError
+            More than `max_bad_steps` steps had a loss or gradient that is not finite.
+        """
+        self._resume()
+        config, state = self._config, self._state
+        self._progress.start(label, config.steps, unit="steps", done=state.step)
+        compiled = cast("nn.Module", torch.compile(self._model) if config.compile else self._model)
+        steps = range(state.step, config.steps)
+        began = time.perf_counter()
+        losses: list[float] = []
+        try:
+            for step, batch in read_ahead(self._task.batch, steps):
+                if state.is_stopped_early:
+                    break
+                loss, norm = self._step(compiled, batch, step)
+                state.step = step + 1
+                losses.append(loss)
+                self._progress.advance(note=f"loss {loss:.4f}")
+                if state.step % LOG_EVERY == 0 or state.step == config.steps:
+                    seconds = time.perf_counter() - began
+                    self._log_training(losses, norm, seconds)
+                    losses, began = [], time.perf_counter()
+                self._after_step()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        finally:
+            self._progress.finish()
+        return TrainResult(
+            state.step, state.best_step, state.best_metric, dict(state.metrics),
+            state.is_stopped_early, state.num_bad_steps, self._ema, self._best,
+        )  # fmt: skip
+
+    def _step(self, model: nn.Module, batch: Any, step: int) -> tuple[float, float]:  # noqa: ANN401
+        """Take one step; return the loss and the gradient's norm before clipping."""
+        rate = learning_rate(step, self._config)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        is_amp = self._config.amp and self._device.type == "cuda"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_amp):
+            for loss in self._task.losses(model, batch, step):
+                loss.backward()  # type: ignore[no-untyped-call] # untyped in torch
+                total += float(loss.detach())
+        limit = self._config.grad_clip or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), limit))
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self._skip(batch, step, total)
+            return total, norm
+        self._optimizer.step()
+        self._average(step)
+        return total, norm
+
+    def _skip(self, batch: Any, step: int, loss: float) -> None:  # noqa: ANN401
+        """Count a step that cannot be taken; the weights stay as they were."""
+        state, names = self._state, self._task.names(batch)
+        state.num_bad_steps += 1
+        self._write_line({"step": step + 1, "skipped": names, "loss": str(loss)})
+        if state.num_bad_steps > self._config.max_bad_steps:
+            self._save()
+            msg = (
+                f"training '{self._folder}': {state.num_bad_steps} steps had a loss or gradient "
+                f"that is not finite, the last one on the tiles {', '.join(names[:8])}; the last "
+                "good weights are kept in resume/; try a lower --learning-rate"
+            )
+            raise TrainingDivergedError(msg)
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = min(self._config.ema_decay, (step + 1) / (step + 1 + EMA_HEAD_START))
+        for name, tensor in self._model.state_dict().items():
+            if tensor.is_floating_point():
+                self._ema[name].lerp_(tensor, 1 - decay)
+            else:
+                self._ema[name].copy_(tensor)
+
+    def _after_step(self) -> None:
+        config, state = self._config, self._state
+        is_last = state.step == config.steps
+        if state.step % config.validate_every == 0 or is_last:
+            self._validate()
+        if state.step % config.save_every == 0 and not is_last:
+            self._save()
+
+    def _validate(self) -> None:
+        """Judge the averaged weights; keep them if they are the best so far."""
+        with self._swapped():
+            figures = self._task.validate(self._model.eval())
+        state = self._state
+        state.metrics = figures
+        self._write_line({"step": state.step, **{f"val_{k}": v for k, v in figures.items()}})
+        value = figures.get(self._task.metric, math.nan)
+        sign = 1 if self._task.is_higher_better else -1
+        is_better = math.isfinite(value) and (
+            state.best_metric is None or sign * value > sign * state.best_metric
+        )
+        if is_better:
+            state.best_metric, state.best_step = value, state.step
+            state.num_without_gain = 0
+        else:
+            state.num_without_gain += 1
+        if is_better or state.best_metric is None:
+            for name, tensor in self._ema.items():
+                self._best[name].copy_(tensor)
+        if 0 < self._config.patience <= state.num_without_gain:
+            state.is_stopped_early = True
+
+    @contextlib.contextmanager
+    def _swapped(self) -> Iterator[None]:
+        """Put the averaged weights into the model for a while."""
+        own = {n: t.detach().clone() for n, t in self._model.state_dict().items()}
+        self._model.load_state_dict(self._ema)
+        try:
+            yield
+        finally:
+            self._model.load_state_dict(own)
+
+    def _log_training(self, losses: list[float], norm: float, seconds: float) -> None:
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        if not finite:
+            return
+        num_images = len(losses) * self._config.batch_size * self._config.accumulate
+        self._write_line(
+            {
+                "step": self._state.step,
+                "loss": sum(finite) / len(finite),
+                "learning_rate": learning_rate(self._state.step - 1, self._config),
+                "grad_norm": norm if math.isfinite(norm) else None,
+                "images_per_s": round(num_images / max(seconds, 1e-9), 2),
+            }
+        )
+
+    def _write_line(self, values: Mapping[str, Any]) -> None:
+        plain = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
+        with (self._folder / METRICS_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain) + "\n")
+
+    def _save(self) -> None:
+        tensors = {
+            **{f"model.{n}": t for n, t in self._model.state_dict().items()},
+            **{f"ema.{n}": t for n, t in self._ema.items()},
+            **{f"best.{n}": t for n, t in self._best.items()},
+        }
+        for number, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{n}": torch.as_tensor(t) for n, t in values.items()}
+        save_state(self._folder, self._state, tensors)
+
+    def _resume(self) -> None:
+        """Go back to the newest resume point that is whole, or to the beginning."""
+        shapes = {n: tuple(t.shape) for n, t in self._model.state_dict().items()}
+        found = load_newest(self._folder, shapes)
+        if found is not None:
+            self._state, tensors = found
+            own = _part(tensors, "model.")
+            self._model.load_state_dict(own)
+            for kept, prefix in ((self._ema, "ema."), (self._best, "best.")):
+                for name, tensor in _part(tensors, prefix).items():
+                    kept[name].copy_(tensor)
+            self._load_optimizer(_part(tensors, "optimizer."))
+        _truncate_metrics(self._folder / METRICS_NAME, self._state.step)
+
+    def _load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        whole = self._optimizer.state_dict()
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            number, name = key.split(".", 1)
+            states.setdefault(int(number), {})[name] = tensor
+        whole["state"] = states
+        self._optimizer.load_state_dict(whole)
+
+
+def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def learning_rate(step: int, config: OptimConfig) -> float:
+    """Return the rate of a step (from 0): linear warm-up, then half a cosine down to 0."""
+    warmup = min(config.warmup_steps, config.steps // 2)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which will be written again, and a torn last line."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = itertools.takewhile(lambda line: _is_line_until(line, step), lines)
+    path.write_bytes(b"".join(kept))
+
+
+def _is_line_until(line: bytes, step: int) -> bool:
+    try:
+        return bool(line.endswith(b"\n") and json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
