@@ -3,10 +3,10 @@
 
 rule finetune:
     input:
+        rules.pretrain.output,
         stores=rules.select_stores.output.labelled,
-        backbone=rules.pretrain.output,
     output:
-        f"{OUT}/finetune/model.json",
+        f"{OUT}/finetune.json",
     log:
         f"{OUT}/logs/finetune.log",
     params:
@@ -21,4 +21,4 @@ rule finetune:
         "> {log:q}; exit 1; }}; "
         "mapfile -t stores < {input.stores:q}; "
         '{WSISEG} finetune "${{stores[@]}}" -o {OUT:q}/finetune --pretrained {OUT:q}/pretrain '
-        "{CONFIG} {OVERWRITE} > {log:q} 2>&1"
+        "{CONFIG} {OVERWRITE} --json > {output:q} 2> {log:q}"

@@ -1,13 +1,13 @@
 """Diffusion pretraining on the tiles of every slide that is not in the test split."""
 
 
-# model.json is written last. It is the declared output and not the folder, whose resume points
-# Snakemake would delete before it runs an interrupted job again.
+# What the command prints is the declared output, not the network: Snakemake deletes the outputs of a
+# job before it runs it again, and a network took days. wsiseg itself sees what is already done.
 rule pretrain:
     input:
-        stores=rules.select_stores.output.unlabelled,
+        rules.select_stores.output.unlabelled,
     output:
-        f"{OUT}/pretrain/model.json",
+        f"{OUT}/pretrain.json",
     log:
         f"{OUT}/logs/pretrain.log",
     params:
@@ -19,5 +19,6 @@ rule pretrain:
         gpu=1,
     shell:
         # An array, since thousands of paths do not fit the one string that a shell command is.
-        "mapfile -t stores < {input.stores:q}; "
-        '{WSISEG} pretrain "${{stores[@]}}" -o {OUT:q}/pretrain {CONFIG} {OVERWRITE} > {log:q} 2>&1'
+        "mapfile -t stores < {input:q}; "
+        '{WSISEG} pretrain "${{stores[@]}}" -o {OUT:q}/pretrain {CONFIG} {OVERWRITE} --json '
+        "> {output:q} 2> {log:q}"

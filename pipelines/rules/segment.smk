@@ -4,7 +4,7 @@
 rule segment:
     input:
         slide_files,
-        model=rules.finetune.output,
+        rules.finetune.output,
         row=rules.tile.output.row,
     output:
         f"{OUT}/segment/{{slide_id}}.geojson",
