@@ -53,7 +53,7 @@ lock: $(INSTALLED) ## Compile requirements.txt from pyproject.toml, with the new
 nuclei: $(INSTALLED) ## Train and evaluate on nucleus images: make nuclei DATA=folder
 	$(BIN)/python pipelines/image_cohort.py $(DATA) --mpp 0.25 -o $(NUCLEI_OUTPUT)/cohort.csv
 	$(BIN)/snakemake --snakefile pipelines/Snakefile --profile pipelines/profiles/local \
-	  --set-threads tile=1 segment=1 \
+	  --set-threads tile=1 segment=1 --resources gpu=2 \
 	  --config cohort=$(NUCLEI_OUTPUT)/cohort.csv output=$(NUCLEI_OUTPUT) \
 	  config=configs/experiments/nuclei.yaml classes=configs/classes/nuclei.yaml segment=test
 
