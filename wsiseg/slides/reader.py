@@ -18,11 +18,11 @@ from wsiseg.geometry import Box, Raster, integer_downsample, is_same_mpp
 from wsiseg.slides.resample import apply_taps, area_taps
 from wsiseg.slides.resolution import Resolution, read_resolution
 from wsiseg.slides.sources import (
-    TIATOOLBOX_SUFFIXES,
     ImageSource,
     OpenSlideSource,
     PixelSource,
     TiatoolboxSource,
+    is_for_tiatoolbox,
 )
 
 UInt8 = npt.NDArray[np.uint8]
@@ -167,12 +167,19 @@ class Slide:
         level = self.meta.snapped_level(raster)
         if level is not None:
             return self._source.read(level, box)
-        level = self._finer_level(raster)
+        return self._averaged(self._finer_level(raster), raster, box)
+
+    def _averaged(self, level: int, raster: Raster, box: Box) -> UInt8:
         down_x, down_y = self.meta.level_downsamples[level]
         scale_x, scale_y = raster.downsample_x / down_x, raster.downsample_y / down_y
         width, height = self.meta.level_sizes[level]
+        line_bytes = 3 * box.width * max(1.0, scale_x) * max(1.0, scale_y)
+        if line_bytes > STRIP_BYTES and box.width > 1:
+            half = Box(box.x, box.y, box.width // 2, box.height)
+            rest = Box(half.right, box.y, box.width - half.width, box.height)
+            parts = [self._averaged(level, raster, part) for part in (half, rest)]
+            return np.concatenate(parts, axis=1)
         taps_x = area_taps(box.x, box.right, scale=scale_x, size=width)
-        line_bytes = 3 * (taps_x.last - taps_x.first) * max(1.0, scale_y)
         step = max(1, int(STRIP_BYTES / line_bytes))
         out = np.empty((box.height, box.width, 3), np.uint8)
         for top in range(box.y, box.bottom, step):
@@ -258,14 +265,18 @@ def _missing_mpp(slide_id: str, problem: str) -> MissingMppError:
 def _check_file(path: Path, place: str) -> None:
     try:
         status = path.stat()
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-        msg = f"{place}: {reason}: '{path}'"
+        if stat.S_ISREG(status.st_mode):
+            path.open("rb").close()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = "no such file"
+        msg = f"{place}: {reason}: {str(path)!r}"
         raise SlideOpenError(msg) from error
     if stat.S_ISDIR(status.st_mode):
-        if path.suffix == ".zarr":
+        if is_for_tiatoolbox(path):
             return
-        msg = f"{place}: is a folder, not a slide; give the slides in it, as in '{path}/*.svs'"
+        msg = f"{place}: is a folder, not a slide; give the slides in it, as in '{path.name}/*.svs'"
         raise SlideOpenError(msg)
     if not stat.S_ISREG(status.st_mode):
         msg = f"{place}: not a regular file"
@@ -276,17 +287,16 @@ def _check_file(path: Path, place: str) -> None:
 
 
 def _open_source(path: Path, place: str) -> PixelSource:
-    name = path.name.lower()
     try:
         if path.is_file() and openslide.OpenSlide.detect_format(path) is not None:
             return OpenSlideSource(path)
     except openslide.OpenSlideError as error:
-        if not name.endswith(TIATOOLBOX_SUFFIXES):
+        if not is_for_tiatoolbox(path):
             msg = f"{place}: OpenSlide cannot open it: {error}; is the file truncated or damaged?"
             raise SlideOpenError(msg) from error
-    if name.endswith(TIATOOLBOX_SUFFIXES):
+    if is_for_tiatoolbox(path):
         return TiatoolboxSource(path, place=place)
-    if name.endswith(IMAGE_SUFFIXES):
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
         return ImageSource(path, place=place)
     msg = f"{place}: not a slide that OpenSlide knows, nor a PNG, JPEG or TIFF image"
     raise SlideOpenError(msg)
@@ -327,7 +337,8 @@ def _bounds(source: PixelSource) -> Box | None:
 def default_slide_id(path: Path) -> str:
     """Return a file's name without suffixes, made safe as the name of outputs.
 
-    Separators, control characters and a leading dot become "_"; at most 200 bytes of UTF-8.
+    Separators, control characters, bytes that are no UTF-8 and a leading dot become "_"; at most
+    200 bytes of UTF-8.
     """
     stem = path.name
     for suffix in (".ome.tiff", ".ome.tif"):
@@ -337,6 +348,6 @@ def default_slide_id(path: Path) -> str:
     else:
         stem = path.stem
     stem = unicodedata.normalize("NFC", stem)
-    stem = re.sub(r"[\x00-\x1f\x7f/\\:*?\"<>|]", "_", stem).strip()
-    stem = re.sub(r"^\.+", "_", stem) or "_"
-    return stem.encode()[:200].decode(errors="ignore")
+    stem = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff/\\:*?\"<>|]", "_", stem).strip()
+    stem = re.sub(r"^\.+", "_", stem)
+    return stem.encode()[:200].decode(errors="ignore").rstrip() or "_"

@@ -5,12 +5,14 @@ an image library's resize, whose coordinates begin at the crop, gives neighbouri
 different pixels where they overlap.
 """
 
-import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 WEIGHT_BITS = 11
 """Weights along one axis add up to 2^11: 255 * 2^22 fits in int32, and 1/2048 of a grey level is
@@ -26,7 +28,7 @@ class Taps:
 
     first: int
     last: int
-    matrix: sparse.csr_array
+    matrix: "sparse.csr_array"
 
 
 def area_taps(start: int, stop: int, *, scale: float, size: int) -> Taps:
@@ -39,24 +41,23 @@ def area_taps(start: int, stop: int, *, scale: float, size: int) -> Taps:
     size
         Number of source pixels; what would lie beyond repeats the last one.
     """
+    from scipy import sparse  # half a second that a probe of stored levels need not pay
+
     one = 1 << WEIGHT_BITS
-    rows: list[int] = []
-    columns: list[int] = []
-    weights: list[int] = []
-    for i in range(start, stop):
-        low, high = i * scale, (i + 1) * scale
-        first, last = math.floor(low), max(math.floor(low) + 1, math.ceil(high))
-        edges = np.clip(np.arange(first, last + 1, dtype=np.float64), low, high)
-        # Rounding the running sum, not each weight, makes them add up to exactly one.
-        shares = np.diff(np.rint((edges - low) / (high - low) * one)).astype(int)
-        for j, share in enumerate(shares.tolist()):
-            rows.append(i - start)
-            columns.append(min(first + j, size - 1))
-            weights.append(share)
-    begin, end = min(columns), max(columns) + 1
-    shape = (stop - start, end - begin)
-    places = (rows, [c - begin for c in columns])
-    matrix = sparse.csr_array((weights, places), shape=shape, dtype=np.int32)
+    targets = np.arange(start, stop, dtype=np.float64)[:, np.newaxis]
+    low, high = targets * scale, (targets + 1) * scale
+    first = np.floor(low)
+    longest = max(1, int((np.ceil(high) - first).max()))
+    edges = np.clip(first + np.arange(longest + 1), low, high)
+    # Rounding the running sum, not each weight, makes them add up to exactly one.
+    shares = np.diff(np.rint((edges - low) / (high - low) * one), axis=1).astype(np.int32)
+    columns = np.minimum(first.astype(np.int64) + np.arange(longest), size - 1)
+    used = shares > 0
+    begin, end = int(columns[used].min()), int(columns[used].max()) + 1
+    ends_of_rows = np.concatenate([[0], used.sum(axis=1).cumsum()])
+    matrix = sparse.csr_array(
+        (shares[used], columns[used] - begin, ends_of_rows), shape=(stop - start, end - begin)
+    )
     return Taps(begin, end, matrix)
 
 

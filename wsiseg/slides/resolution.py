@@ -7,6 +7,9 @@ from dataclasses import dataclass
 MIN_MPP, MAX_MPP = 0.01, 100.0
 """Between an oil immersion lens and a flatbed scanner; beyond lies a wrong unit (72 dpi is 353)."""
 
+MAX_TAG_MPP = 25.0
+"""Most resolution tags of a TIFF are about printing: 300 dpi would be 84.7 um/px, 600 dpi 42.3."""
+
 MAX_ANISOTROPY = 0.1
 """Scanners differ by less than 1 % between the axes; more is a damaged or swapped value."""
 
@@ -52,9 +55,10 @@ def _number(text: str | None) -> float:
 
 def _checked(mpp_x: float, mpp_y: float, source: str, what: str) -> Resolution:
     shown = f"{what} is {mpp_x:.4g} x {mpp_y:.4g} um/px"
-    if not all(MIN_MPP <= mpp <= MAX_MPP for mpp in (mpp_x, mpp_y)):
-        problem = f"{shown}, which cannot be (believable: {MIN_MPP} to {MAX_MPP:.0f})"
+    highest = MAX_TAG_MPP if source == "tiff-resolution" else MAX_MPP
+    if not all(MIN_MPP <= mpp <= highest for mpp in (mpp_x, mpp_y)):
+        problem = f"{shown}, which cannot be (believable: {MIN_MPP} to {highest:.0f})"
         return Resolution(None, None, None, problem)
-    if abs(mpp_x / mpp_y - 1) > MAX_ANISOTROPY:
+    if max(mpp_x, mpp_y) / min(mpp_x, mpp_y) - 1 > MAX_ANISOTROPY:
         return Resolution(None, None, None, f"{shown}: the axes differ by more than 10 %")
     return Resolution(mpp_x, mpp_y, source, None)

@@ -3,8 +3,8 @@
 A source knows stored levels and boxes in their pixels, nothing of resolutions or slides.
 """
 
+import contextlib
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import openslide
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from wsiseg.errors import SlideOpenError
 from wsiseg.geometry import Box
-from wsiseg.slides.jpeg_tiff import JpegTiff
+from wsiseg.slides.blocks import BlockReader
+from wsiseg.slides.tiled_tiff import TiledTiff
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -25,11 +26,18 @@ MAX_IMAGE_PIXELS = 600_000_000
 
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 
-TIATOOLBOX_SUFFIXES = (".ome.tif", ".ome.tiff", ".zarr", ".jp2", ".dcm", ".czi", ".json")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-BLOCK_PX = 1024
-BLOCK_CACHE = 48
-"""48 blocks of 3 MiB."""
+_TIATOOLBOX_MAGIC: Mapping[str, tuple[int, tuple[bytes, ...]]] = {
+    ".ome.tif": (0, _TIFF_MAGIC),
+    ".ome.tiff": (0, _TIFF_MAGIC),
+    ".jp2": (0, (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")),
+    ".dcm": (128, (b"DICM",)),
+}
+"""By suffix: where a file of the kind has which bytes."""
+
+CHECK_PX = 1024
+"""Side of what is compared before tiles are decoded directly."""
 
 
 class PixelSource(Protocol):
@@ -51,7 +59,11 @@ class PixelSource(Protocol):
 
 
 class OpenSlideSource:
-    """What OpenSlide opens, with JPEG tiles decoded directly where that gives the same pixels."""
+    """What OpenSlide opens, with TIFF tiles decoded directly where that gives the same pixels.
+
+    Where it does not and a level's downsample is a fraction (Leica, DICOM, JPEG 2000), the level is
+    as OpenSlide interpolates it, moved by less than half a level-0 pixel.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open; raises openslide.OpenSlideError."""
@@ -61,36 +73,40 @@ class OpenSlideSource:
         self.level_sizes = tuple((int(w), int(h)) for w, h in self._slide.level_dimensions)
         self.background = _parse_color(self.properties.get("openslide.background-color", ""))
         self._downsamples = tuple(float(d) for d in self._slide.level_downsamples)
-        self._blocks: OrderedDict[tuple[int, int, int], UInt8] = OrderedDict()
-        self._lock = threading.Lock()
-        self._jpeg = self._open_jpeg(path)
+        self._blocks = BlockReader(self.level_sizes, self._region)
+        self._tiff = self._open_tiff(path)
 
-    def _open_jpeg(self, path: Path) -> JpegTiff | None:
-        """Return the direct decoder, if one tile of each level is what OpenSlide shows."""
-        jpeg = JpegTiff.open(path, self.level_sizes)
-        if jpeg is None:
+    def _open_tiff(self, path: Path) -> TiledTiff | None:
+        """Return the direct decoder, if a part of each level is what OpenSlide shows."""
+        tiff = TiledTiff.open(path, self.level_sizes)
+        if tiff is None:
             return None
         try:
+            boxes = [self._check_box(tiff, level) for level in range(len(self.level_sizes))]
             is_same = all(
-                np.array_equal(
-                    jpeg.read(i, jpeg.first_tile(i)), self._region(i, jpeg.first_tile(i))
-                )
-                for i in range(len(self.level_sizes))
+                np.array_equal(tiff.read(level, box), self._region(level, box))
+                for level, box in enumerate(boxes)
             )
         except (OSError, ValueError, RuntimeError, openslide.OpenSlideError):
             is_same = False
         if not is_same:
-            jpeg.close()
+            tiff.close()
             return None
-        return jpeg
+        return tiff
+
+    def _check_box(self, tiff: TiledTiff, level: int) -> Box:
+        """Return what to compare: the middle, or the corner where only that is exact."""
+        if self._downsamples[level].is_integer():
+            return tiff.middle_tile(level)
+        return Box(0, 0, CHECK_PX, CHECK_PX).intersection(Box(0, 0, *self.level_sizes[level]))
 
     def read(self, level: int, box: Box) -> UInt8:
         """See PixelSource."""
-        if self._jpeg is not None:
-            return self._jpeg.read(level, box)
+        if self._tiff is not None:
+            return self._tiff.read(level, box)
         if self._downsamples[level].is_integer():
             return self._region(level, box)
-        return self._read_blocks(level, box)
+        return self._blocks.read(level, box)
 
     def _region(self, level: int, box: Box) -> UInt8:
         scale = self._downsamples[level]
@@ -105,44 +121,10 @@ class OpenSlideSource:
         blended = (pixels[..., :3] * share + back * (255 - share) + 127) // 255
         return blended.astype(np.uint8)
 
-    def _read_blocks(self, level: int, box: Box) -> UInt8:
-        """Read through blocks on a fixed grid.
-
-        OpenSlide takes places in whole level-0 pixels. Where a level's downsample is a fraction,
-        a region begins between two of its pixels and is interpolated, differently for each place
-        that is asked for; a block is always asked for at the same one.
-        """
-        out = np.empty((box.height, box.width, 3), np.uint8)
-        width, height = self.level_sizes[level]
-        for row in range(box.y // BLOCK_PX, (box.bottom - 1) // BLOCK_PX + 1):
-            for column in range(box.x // BLOCK_PX, (box.right - 1) // BLOCK_PX + 1):
-                place = Box(column * BLOCK_PX, row * BLOCK_PX, BLOCK_PX, BLOCK_PX)
-                place = place.intersection(Box(0, 0, width, height))
-                block = self._block((level, row, column), place)
-                part = place.intersection(box)
-                target = out[part.y - box.y : part.bottom - box.y, part.x - box.x :]
-                target[:, : part.width] = block[
-                    part.y - place.y : part.bottom - place.y,
-                    part.x - place.x : part.right - place.x,
-                ]
-        return out
-
-    def _block(self, key: tuple[int, int, int], place: Box) -> UInt8:
-        with self._lock:
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
-                return self._blocks[key]
-        block = self._region(key[0], place)
-        with self._lock:
-            self._blocks[key] = block
-            while len(self._blocks) > BLOCK_CACHE:
-                self._blocks.popitem(last=False)
-        return block
-
     def close(self) -> None:
         """See PixelSource."""
-        if self._jpeg is not None:
-            self._jpeg.close()
+        if self._tiff is not None:
+            self._tiff.close()
         self._slide.close()
 
 
@@ -154,16 +136,19 @@ class ImageSource:
 
     def __init__(self, path: Path, *, place: str) -> None:
         """Decode the image; `place` names the slide in errors."""
-        self.properties: Mapping[str, str] = {}
         try:
             # PIL's own limit is about photographs; ours is checked before anything is decoded.
             with Image.open(path, formats=IMAGE_FORMATS) as image:
-                _check_image_size(image, place)
+                _check_image(image, place)
+                self.properties = _resolution_tags(image)
                 self._pixels = np.asarray(_on_white(image))
         except SlideOpenError:
             raise
+        except UnidentifiedImageError as error:
+            msg = f"{place}: not a slide that OpenSlide knows, nor a PNG, JPEG or TIFF image"
+            raise SlideOpenError(msg) from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            msg = f"{place}: the image cannot be decoded: {error}"
+            msg = f"{place}: the image cannot be decoded ({error}); is it truncated or damaged?"
             raise SlideOpenError(msg) from error
         height, width = self._pixels.shape[:2]
         self.level_sizes: tuple[tuple[int, int], ...] = ((width, height),)
@@ -173,19 +158,35 @@ class ImageSource:
         if level != 0:
             msg = f"an image has no level {level}"
             raise ValueError(msg)
-        return self._pixels[box.y : box.bottom, box.x : box.right]
+        return self._pixels[box.y : box.bottom, box.x : box.right].copy()
 
     def close(self) -> None:
         """See PixelSource."""
 
 
-def _check_image_size(image: Image.Image, place: str) -> None:
+def _check_image(image: Image.Image, place: str) -> None:
     if image.width * image.height > MAX_IMAGE_PIXELS:
         msg = (
             f"{place}: a plain image of {image.width} x {image.height} px; the limit is "
             f"{MAX_IMAGE_PIXELS} px, convert it to a pyramidal TIFF"
         )
         raise SlideOpenError(msg)
+    if image.mode.startswith(("I", "F")):  # PIL would clip what is above 255
+        msg = f"{place}: an image with more than 8 bits per pixel ({image.mode}); convert it to RGB"
+        raise SlideOpenError(msg)
+
+
+def _resolution_tags(image: Image.Image) -> Mapping[str, str]:
+    """Return the resolution tags of a TIFF under the names that OpenSlide gives them."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return {}
+    tags = image.tag_v2
+    unit = {2: "inch", 3: "centimeter"}.get(tags.get(TiffImagePlugin.RESOLUTION_UNIT, 2), "")
+    properties = {"tiff.ResolutionUnit": unit}
+    for name, tag in (("X", TiffImagePlugin.X_RESOLUTION), ("Y", TiffImagePlugin.Y_RESOLUTION)):
+        with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+            properties[f"tiff.{name}Resolution"] = str(float(tags[tag]))
+    return properties
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -193,6 +194,21 @@ def _on_white(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def is_for_tiatoolbox(path: Path) -> bool:
+    """Whether a path looks like what tiatoolbox reads, by its name and its first bytes.
+
+    Importing tiatoolbox costs 20 s, which no text file with a slide's name should cost.
+    """
+    name = path.name.lower()
+    if name.endswith(".zarr"):
+        return (path / ".zattrs").is_file()  # NGFF 0.4; it reads no zarr v3
+    for suffix, (offset, magic) in _TIATOOLBOX_MAGIC.items():
+        if name.endswith(suffix):
+            with path.open("rb") as file:
+                return file.read(offset + 16)[offset:].startswith(magic)
+    return False
 
 
 class TiatoolboxSource:
@@ -225,13 +241,17 @@ class TiatoolboxSource:
             else {"openslide.mpp-x": str(float(mpp[0])), "openslide.mpp-y": str(float(mpp[1]))}
         )
         self._lock = threading.Lock()
+        self._blocks = BlockReader(self.level_sizes, self._region)
 
     def read(self, level: int, box: Box) -> UInt8:
-        """See PixelSource. Its readers do not promise to be thread-safe."""
+        """See PixelSource."""
+        return self._blocks.read(level, box)
+
+    def _region(self, level: int, box: Box) -> UInt8:
         width, _ = self.level_sizes[0]
         scale = width / self.level_sizes[level][0]
         left, top = round(box.x * scale), round(box.y * scale)
-        with self._lock:
+        with self._lock:  # its readers do not promise to be thread-safe
             region: Any = self._reader.read_rect(
                 (left, top),
                 (box.width, box.height),

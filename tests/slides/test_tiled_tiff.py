@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiseg.geometry import Box
-from wsiseg.slides.jpeg_tiff import JpegTiff
+from wsiseg.slides.tiled_tiff import TiledTiff
 from wsiseg.synthetic import SyntheticTissue, write_slide
 
 
@@ -21,7 +21,7 @@ def synthetic(tmp_path_factory):
 
 def both(path, level, box):
     with openslide.OpenSlide(path) as slide:
-        fast = JpegTiff.open(path, slide.level_dimensions)
+        fast = TiledTiff.open(path, slide.level_dimensions)
         assert fast is not None
         scale = slide.level_downsamples[level]
         place = (round(box.x * scale), round(box.y * scale))
@@ -46,28 +46,42 @@ def test_every_level_gives_openslides_pixels(synthetic, level):
 
 @pytest.mark.parametrize(
     "options",
+    [{}, {"compression": "deflate"}, {"compression": "lzw", "predictor": True}],
+    ids=["raw", "deflate", "lzw"],
+)
+def test_lossless_tiles_give_openslides_pixels(tmp_path, options):
+    stored = np.random.default_rng(1).integers(0, 256, (201, 303, 3), np.uint8)
+    path = tmp_path / "x.tiff"
+    tifffile.imwrite(path, stored, photometric="rgb", tile=(64, 64), **options)
+    ours, theirs = both(path, 0, Box(0, 0, 303, 201))
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(ours, stored)
+
+
+@pytest.mark.parametrize(
+    "options",
     [
-        {"compression": "deflate", "tile": (64, 64)},
         {"compression": "jpeg"},
+        {"compression": "zstd", "tile": (64, 64)},
         {"compression": "jpeg", "tile": (64, 64), "shape": (200, 300)},
     ],
-    ids=["lossless", "strips", "grey"],
+    ids=["strips", "another codec", "grey"],
 )
-def test_what_is_no_tiled_rgb_jpeg_is_left_to_openslide(tmp_path, options):
+def test_what_is_no_tiled_rgb_tiff_is_left_to_openslide(tmp_path, options):
     shape = options.pop("shape", (200, 300, 3))
     path = tmp_path / "x.tiff"
     photometric = "rgb" if len(shape) == 3 else "minisblack"
     tifffile.imwrite(path, np.zeros(shape, np.uint8), photometric=photometric, **options)
-    assert JpegTiff.open(path, [(300, 200)]) is None
+    assert TiledTiff.open(path, [(300, 200)]) is None
 
 
 def test_a_level_that_is_not_in_the_file_is_left_to_openslide(synthetic):
-    assert JpegTiff.open(synthetic, [(1100, 700), (550, 350)]) is None
+    assert TiledTiff.open(synthetic, [(1100, 700), (550, 350)]) is None
 
 
 def test_a_file_that_is_no_tiff_is_left_to_openslide(tmp_path):
     (tmp_path / "x.svs").write_bytes(b"not a tiff")
-    assert JpegTiff.open(tmp_path / "x.svs", [(10, 10)]) is None
+    assert TiledTiff.open(tmp_path / "x.svs", [(10, 10)]) is None
 
 
 def test_a_broken_tile_is_an_error_and_not_a_grey_square(synthetic, tmp_path):
@@ -78,7 +92,7 @@ def test_a_broken_tile_is_an_error_and_not_a_grey_square(synthetic, tmp_path):
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(b"\0" * count)
-    fast = JpegTiff.open(path, [(1100, 700), (275, 175)])
+    fast = TiledTiff.open(path, [(1100, 700), (275, 175)])
     with pytest.raises((ValueError, RuntimeError)):
         fast.read(0, Box(800, 0, 10, 10))
     fast.close()
