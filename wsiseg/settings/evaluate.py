@@ -11,7 +11,8 @@ class EvaluateConfig:
 
     mpp: float | None = setting(
         None,
-        "Resolution for GeoJSON against GeoJSON and for um figures of image folders.",
+        "um per pixel of mask images, and of level 0 under GeoJSON, where no mask store says it; "
+        "without it there are no figures in um.",
         minimum=0.01,
         maximum=100.0,
     )

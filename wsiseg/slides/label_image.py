@@ -56,11 +56,7 @@ class LabelImage:
             Not an image, lossy, of another size than the slide, or with a value that is no label.
         """
         place = f"slide '{slide_id}': mask image '{path.name}'"
-        if path.suffix.lower() in (".jpg", ".jpeg"):
-            # JPEG moves the values at every edge (defect D10: 5.7 % of the gland pixels lost).
-            msg = f"{place} is JPEG, which changes labels at edges; save it as PNG"
-            raise AnnotationError(msg)
-        values = _read_single_channel(path, place)
+        values = read_values(path, place)
         height, width = values.shape
         if (width, height) != (width_px_l0, height_px_l0):
             msg = (
@@ -89,7 +85,18 @@ class LabelImage:
         return out
 
 
-def _read_single_channel(path: Path, place: str) -> npt.NDArray[np.uint8]:
+def read_values(path: Path, place: str) -> npt.NDArray[np.uint8]:
+    """Return the values of a mask image as they are in the file, uint8 (H, W).
+
+    Raises
+    ------
+    AnnotationError
+        Not an image, lossy, not one channel of at most 8 bits, or too large; begins with `place`.
+    """
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        # JPEG moves the values at every edge (defect D10: 5.7 % of the gland pixels lost).
+        msg = f"{place} is JPEG, which changes labels at edges; save it as PNG"
+        raise AnnotationError(msg)
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_LABEL_PIXELS:

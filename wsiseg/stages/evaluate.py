@@ -1,35 +1,37 @@
 """A prediction held against the truth, whatever files they are in."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from wsiseg.classes import BACKGROUND, IGNORE, ClassTable
+from wsiseg.classes import IGNORE, ClassTable
 from wsiseg.errors import AnnotationError, ConfigError
-from wsiseg.geometry import Box, Raster
+from wsiseg.geometry import Box, Raster, is_same_mpp
 from wsiseg.outputs import write_json
 from wsiseg.settings.evaluate import EvaluateConfig
+from wsiseg.slides.label_image import LabelImage, read_values
 from wsiseg.store.masks import SlideMask
-from wsiseg.training.confusion import confusion_matrix
-from wsiseg.training.metrics import accuracy, bootstrap_interval, class_scores, hausdorff_95
-from wsiseg.training.objects import components, object_scores, watershed
-from wsiseg.vector.labels import AnnotationLabels
+from wsiseg.training.comparison import ImageScores, compare, describe, describe_all, intervals
+from wsiseg.vector.labels import AnnotationLabels, check_annotations
 from wsiseg.vector.qupath_read import Annotation, read_annotations
 
 GEOJSON_SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz")
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg")
 MASK_SUFFIX = ".mask.zarr"
 
-MAX_IMAGE_PIXELS = 600_000_000
-MAX_OBJECT_PIXELS = 64_000_000
-"""Objects and distances are measured on images up to this size; pixels on any."""
+REGION = "Region*"
+"""QuPath's class for a region of interest; where a file has one, nothing outside it counts."""
 
-BLOCK_PX = 2048
+MAX_EXTENT_PIXELS = 10**11
+"""Larger than any slide; what polygons with a mistaken coordinate may claim is a million times
+this."""
+
+SUMMARY_METRICS = ("iou", "precision", "recall", "pq", "aji", "hd95_um")
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -37,102 +39,84 @@ UInt8 = npt.NDArray[np.uint8]
 class Side(Protocol):
     """The labels of one image, prediction or truth."""
 
-    raster: Raster | None
-    """Its pixel grid; None for polygons, which fit any."""
-    has_mpp: bool
-    class_names: tuple[str, ...] | None
-
-    def read(self, raster: Raster, box: Box, classes: ClassTable) -> UInt8:
-        """Return labels uint8 (h, w) of a box; 255 = not said."""
+    def read(self, raster: Raster, box: Box) -> UInt8:
+        """Return labels uint8 (box.height, box.width); 255 = not said."""
 
 
 class _StoreSide:
-    def __init__(self, path: Path) -> None:
-        self._mask = SlideMask.open(path)
-        self.raster: Raster | None = self._mask.raster
-        self.has_mpp = True
-        self.class_names: tuple[str, ...] | None = self._mask.classes.names[1:]
+    """A slide mask, its labels renumbered to those of the common class table by name."""
 
-    def read(self, raster: Raster, box: Box, classes: ClassTable) -> UInt8:
-        return self._mask.read(box)
+    def __init__(self, path: Path, classes: ClassTable) -> None:
+        self.mask = SlideMask.open(path)
+        self._labels = np.full(256, IGNORE, np.uint8)
+        for label, name in enumerate(self.mask.classes.names):
+            self._labels[label] = classes.names.index(name)
+
+    def read(self, raster: Raster, box: Box) -> UInt8:
+        return self._labels[self.mask.read(box)]
 
 
 class _ImageSide:
     """A mask image with the label in each pixel, or 0 and 255 where there is one class."""
 
-    def __init__(self, path: Path, mpp: float | None) -> None:
-        self._path = path
-        try:
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_IMAGE_PIXELS:
-                    msg = f"mask image '{path}' has more than {MAX_IMAGE_PIXELS} px"
-                    raise AnnotationError(msg)
-                if image.mode not in ("1", "L", "P"):
-                    msg = f"mask image '{path}' has mode {image.mode}, expected labels in 8 bits"
-                    raise AnnotationError(msg)
-                values = np.array(image).astype(np.uint8)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if isinstance(error, AnnotationError):
-                raise
-            msg = f"mask image '{path}' cannot be read: {error}"
-            raise AnnotationError(msg) from error
-        height, width = values.shape
-        self._values = values
-        self.raster: Raster | None = Raster(width, height, mpp or 1.0, mpp or 1.0, 1.0, 1.0)
-        self.has_mpp = mpp is not None
-        self.class_names: tuple[str, ...] | None = None
-
-    def read(self, raster: Raster, box: Box, classes: ClassTable) -> UInt8:
-        values: UInt8 = self._values[box.y : box.bottom, box.x : box.right]
-        if len(classes.classes) == 1 and self.largest_label == IGNORE:
-            return (values == IGNORE).astype(np.uint8)
-        if len(classes.classes) < self.largest_label < IGNORE:
-            msg = (
-                f"mask image '{self._path}' holds the label {self.largest_label}, the other side "
-                f"has only {len(classes.classes)} classes"
-            )
+    def __init__(self, path: Path, classes: ClassTable, *, is_binary: bool) -> None:
+        place = f"mask image '{path}'"
+        values = read_values(path, place)
+        num, largest = len(classes.classes), int(values[values < IGNORE].max(initial=0))
+        if is_binary and num > 1:
+            msg = f"{place} holds 0 and 255 only, the other side has {num} classes"
             raise AnnotationError(msg)
-        return values
+        if largest > num:
+            msg = f"{place} holds the label {largest}, the other side has {num} classes"
+            raise AnnotationError(msg)
+        self._values: UInt8 = (values == IGNORE).astype(np.uint8) if is_binary else values
+        self.size = values.shape[1], values.shape[0]
 
-    @property
-    def largest_label(self) -> int:
-        """The largest value; 255 alone beside 0 stands for the one class."""
-        values = np.unique(self._values)
-        inner = values[(values > 0) & (values < IGNORE)]
-        return int(inner.max()) if len(inner) else int(values.max())
+    def read(self, raster: Raster, box: Box) -> UInt8:
+        if self.size == (raster.width_px, raster.height_px):
+            values: UInt8 = self._values[box.y : box.bottom, box.x : box.right]
+            return values
+        return LabelImage(self._values).read(raster, box)
 
 
 class _PolygonSide:
     """Polygons; what they leave out is background, unless they name a region of interest."""
 
-    def __init__(self, path: Path) -> None:
-        self._annotations: list[Annotation] = read_annotations(path)
-        self.raster: Raster | None = None
-        self.has_mpp = False
-        names = sorted({a.class_name for a in self._annotations if a.class_name})
-        self.class_names: tuple[str, ...] | None = tuple(names)
-        self._labels: AnnotationLabels | None = None
+    def __init__(self, path: Path, classes: ClassTable, *, bounds: Box | None) -> None:
+        self._annotations = read_annotations(path, bounds=bounds)
+        self._classes = replace(classes, roi=classes.roi or REGION)
+        self._painted: AnnotationLabels | None = None
 
     @property
     def extent_px(self) -> tuple[int, int]:
         """Width and height in level-0 pixels that hold all polygons."""
-        points = [ring for a in self._annotations for p in a.polygons for ring in p]
-        if not points:
+        outlines = [polygon[0] for a in self._annotations for polygon in a.polygons]
+        if not outlines:
             return 1, 1
-        width, height = np.ceil(np.concatenate(points).max(axis=0)).astype(int)
-        return max(1, int(width)), max(1, int(height))
+        width, height = np.ceil(np.concatenate(outlines).max(axis=0)).astype(int).tolist()
+        return max(1, width), max(1, height)
 
-    def read(self, raster: Raster, box: Box, classes: ClassTable) -> UInt8:
-        if self._labels is None:
-            self._labels = AnnotationLabels(self._annotations, classes)
-        labels = self._labels.read(raster, box)
-        has_region = any(a.class_name == classes.roi for a in self._annotations)
-        if classes.roi is None or not has_region:
-            ignored = any(a.class_name and a.class_name.startswith("Ignore")
-                          for a in self._annotations)  # fmt: skip
-            if not ignored:
-                labels[labels == IGNORE] = BACKGROUND
-        return labels
+    def prepare(self, raster: Raster, name: str) -> None:
+        """Check the annotations against the raster they will be painted on.
+
+        An exported GeoJSON says all that was segmented, so what it leaves out is background.
+        """
+        width, height = _size_l0(raster)
+        check_annotations(
+            self._annotations, self._classes, slide_id=name, width_px_l0=width, height_px_l0=height
+        )
+        annotations = self._annotations
+        if not any(a.class_name == self._classes.roi for a in annotations):
+            corners = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
+            whole = Annotation(self._classes.roi, [[np.array(corners, np.float64)]], -1)
+            annotations = [whole, *annotations]
+        self._painted = AnnotationLabels(annotations, self._classes)
+
+    def read(self, raster: Raster, box: Box) -> UInt8:
+        if self._painted is None:
+            msg = "prepare() comes before read()"
+            raise RuntimeError(msg)
+        return self._painted.read(raster, box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,48 +128,43 @@ class Pair:
     truth: Path
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    confusion: npt.NDArray[np.int64]
-    objects: dict[str, dict[str, float | None]]
-
-
 def run(
     config: EvaluateConfig, *, prediction: Path, truth: Path, output: Path | None = None
 ) -> dict[str, Any]:
     """Compare mask stores, GeoJSON, mask images, or folders of them, matched by name.
 
     In the truth, 255 is left out. In the prediction, 255 (not predicted: no tissue) counts as
-    background.
+    background. A GeoJSON is background where it has no annotation, or is left out outside its
+    regions of interest if it has any. Classes are matched by name; between images by number.
 
     Returns
     -------
     dict
-        `images` by name and `pooled` over all, each with `classes` by name and `accuracy`;
-        `confidence`: 95 % intervals over images. Absent scores are None.
+        `images` by name and `pooled` over all, each with `classes` by name, `accuracy` and
+        `confusion`; `confidence`: 95 % intervals over images by class and metric. Scores that do
+        not exist (`wsiseg.training.metrics`) are None.
 
     Raises
     ------
     ConfigError
-        A file of one side has no partner on the other, or their sizes differ.
+        A file of one side has no partner on the other, or their sizes, resolutions or classes
+        differ.
+    AnnotationError
+        A mask image or GeoJSON cannot be used.
+    StoreError
+        A mask store is not one, or is unfinished.
     """
     pairs = find_pairs(prediction, truth)
-    images: dict[str, Any] = {}
-    confusions: list[npt.NDArray[np.int64]] = []
-    classes: ClassTable | None = None
-    for pair in pairs:
-        sides = _open(pair.prediction, config.mpp), _open(pair.truth, config.mpp)
-        if classes is None:
-            classes = _class_table(sides)
-        scores = _compare(pair, sides, classes, config)
-        confusions.append(scores.confusion)
-        images[pair.name] = _described(scores.confusion, classes, scores.objects)
-    assert classes is not None  # find_pairs gives at least one
-    pooled = _described(np.sum(confusions, axis=0), classes, _mean_objects(images, classes))
+    values = [_values_in(p.prediction for p in pairs), _values_in(p.truth for p in pairs)]
+    classes = _class_table(pairs, values)
+    is_binary = [side in ({0, IGNORE}, {IGNORE}) for side in values]
+    scores = {pair.name: _compare(pair, classes, is_binary, config) for pair in pairs}
     result = {
-        "images": images,
-        "pooled": pooled,
-        "confidence": _confidence(confusions, classes, config),
+        "images": {name: describe(image, classes) for name, image in scores.items()},
+        "pooled": describe_all([*scores.values()], classes),
+        "confidence": intervals(
+            [*scores.values()], classes, resamples=config.bootstrap, seed=config.seed
+        ),
     }
     if output is not None:
         write_json(output, {"schema_version": 1, **result})
@@ -200,180 +179,197 @@ def find_pairs(prediction: Path, truth: Path) -> list[Pair]:
             raise ConfigError(msg)
     if not _is_folder(prediction) and not _is_folder(truth):
         return [Pair(_stem(prediction), prediction, truth)]
-    found = {side: _files(side) for side in (prediction, truth)}
-    lonely = sorted(found[prediction].keys() ^ found[truth].keys())
-    if lonely or not found[truth]:
-        where = "only one of the two" if lonely else "neither of them"
-        names = f"{', '.join(lonely[:5])} " if lonely else "anything that can be compared "
-        msg = f"evaluate: {names}is in {where}: '{prediction}', '{truth}'"
+    found = [_files(prediction), _files(truth)]
+    for here, there, path in ((found[0], found[1], truth), (found[1], found[0], prediction)):
+        lonely = sorted(here.keys() - there.keys())
+        if lonely:
+            more = f" and {len(lonely) - 5} more" if len(lonely) > 5 else ""
+            msg = f"evaluate: '{path}' holds no partner of {', '.join(lonely[:5])}{more}"
+            raise ConfigError(msg)
+    if not found[0]:
+        msg = f"evaluate: '{prediction}' and '{truth}' hold no mask, GeoJSON or mask image"
         raise ConfigError(msg)
-    return [Pair(n, found[prediction][n], found[truth][n]) for n in sorted(found[truth])]
+    return [Pair(name, found[0][name], found[1][name]) for name in sorted(found[0])]
 
 
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.endswith(".zarr")
+    is_store = path.name.endswith(".zarr") or (path / "zarr.json").exists()
+    return path.is_dir() and not is_store
 
 
 def _files(path: Path) -> dict[str, Path]:
+    """Return the files of a folder by stem."""
     if not _is_folder(path):
         return {_stem(path): path}
-    suffixes = (MASK_SUFFIX, *GEOJSON_SUFFIXES, *IMAGE_SUFFIXES)
     # Where `segment` left several files of a slide, the mask is the most exact one.
     chosen: dict[str, Path] = {}
-    for suffix in suffixes:
+    for suffix in (MASK_SUFFIX, *GEOJSON_SUFFIXES, *IMAGE_SUFFIXES):
         for file in sorted(path.iterdir()):
-            if file.name.endswith(suffix):
+            if file.name.lower().endswith(suffix):
                 chosen.setdefault(_stem(file), file)
     return chosen
 
 
 def _stem(path: Path) -> str:
     for suffix in (MASK_SUFFIX, ".zarr", *GEOJSON_SUFFIXES, *IMAGE_SUFFIXES):
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
     return path.stem
 
 
-def _open(path: Path, mpp: float | None) -> "_StoreSide | _ImageSide | _PolygonSide":
-    if path.is_dir():
-        return _StoreSide(path)
-    if path.name.endswith(GEOJSON_SUFFIXES):
-        return _PolygonSide(path)
-    return _ImageSide(path, mpp)
+def _is_geojson(path: Path) -> bool:
+    return not path.is_dir() and path.name.lower().endswith(GEOJSON_SUFFIXES)
 
 
-def _class_table(sides: Sequence[Any]) -> ClassTable:
-    """Return the classes to compare: those of a mask store, else of polygons, else numbered."""
-    for kind in (_StoreSide, _PolygonSide):
-        names = sorted({n for s in sides if isinstance(s, kind) for n in s.class_names or ()})
-        stores = [s for s in sides if isinstance(s, _StoreSide)]
-        if stores and kind is _StoreSide:
-            return stores[0]._mask.classes
-        if names:
-            return ClassTable.of_names([n for n in names if not n.startswith("Ignore")])
-    largest = max(s.largest_label for s in sides if isinstance(s, _ImageSide))
-    return ClassTable.of_names(["Foreground"] if largest in (0, 1, IGNORE) else
-                               [f"Label {i}" for i in range(1, largest + 1)])  # fmt: skip
+def _is_image(path: Path) -> bool:
+    return not path.is_dir() and not _is_geojson(path)
+
+
+def _values_in(paths: Iterable[Path]) -> set[int]:
+    """Return the values of all mask images of a side: they tell binary masks from labels.
+
+    Of all, since an image of labels may by chance hold none but 0 and 255 (ignore).
+    """
+    found: set[int] = set()
+    for path in paths:
+        if _is_image(path):
+            values = read_values(path, f"mask image '{path}'")
+            found.update(np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist())
+    return found
+
+
+def _class_table(pairs: Sequence[Pair], values: Sequence[set[int]]) -> ClassTable:
+    """Return the classes to compare: those of mask stores, else of polygons, else numbered."""
+    paths = [path for pair in pairs for path in (pair.truth, pair.prediction)]
+    tables = [(path, SlideMask.open(path).classes) for path in paths if path.is_dir()]
+    if tables:
+        first_path, first = tables[0]
+        for path, other in tables:
+            if {*other.names} != {*first.names}:
+                shown = f"{', '.join(first.names[1:])}; {', '.join(other.names[1:])}"
+                msg = f"evaluate: classes of '{first_path}' and '{path}' differ: {shown}"
+                raise ConfigError(msg)
+        return first
+    names = sorted({n for path in paths if _is_geojson(path) for n in _names_in(path)})
+    largest = max((v for side in values for v in side if v < IGNORE), default=0)
+    if names and any(values) and len(names) > 1:
+        msg = (
+            f"evaluate: mask images say which label is {', '.join(names)} by number only; hold "
+            "polygons of several classes against a mask store"
+        )
+        raise ConfigError(msg)
+    if not names:
+        names = ["Foreground"] if largest <= 1 else [f"Label {i}" for i in range(1, largest + 1)]
+    return ClassTable.of_names(names)
+
+
+def _names_in(path: Path) -> set[str]:
+    """Return the classes of a GeoJSON; "Tumor: Positive" is a Tumor, "Region*" and such none."""
+    names = {a.class_name.split(":")[0] for a in read_annotations(path) if a.class_name}
+    return {name for name in names if not name.endswith("*")}
 
 
 def _compare(
-    pair: Pair,
-    sides: "tuple[Any, Any]",
-    classes: ClassTable,
-    config: EvaluateConfig,
-) -> _Scores:
-    guess_side, true_side = sides
-    raster = _common_raster(pair, guess_side, true_side, config)
-    num = classes.num_labels
-    confusion = np.zeros((num, num), np.int64)
-    for box in _blocks(raster):
-        truth = true_side.read(raster, box, classes)
-        confusion += confusion_matrix(truth, guess_side.read(raster, box, classes), num)
-    objects: dict[str, dict[str, float | None]] = {}
-    if config.instances != "none" and raster.width_px * raster.height_px <= MAX_OBJECT_PIXELS:
-        truth = true_side.read(raster, raster.box, classes)
-        guess = np.where(truth == IGNORE, BACKGROUND, guess_side.read(raster, raster.box, classes))
-        has_um = guess_side.has_mpp or true_side.has_mpp
-        spacing = (raster.mpp_y, raster.mpp_x) if has_um else None
-        for item in classes.classes:
-            masks = truth == item.label, guess == item.label
-            objects[item.name] = _object_figures(*masks, config.instances, spacing)
-    return _Scores(confusion, objects)
+    pair: Pair, classes: ClassTable, is_binary: Sequence[bool], config: EvaluateConfig
+) -> ImageScores:
+    bounds = _bounds(pair)
+    guess, truth = (
+        _open(path, classes, is_binary=binary, bounds=bounds)
+        for path, binary in zip((pair.prediction, pair.truth), is_binary, strict=True)
+    )
+    raster = _common_raster(pair.name, (guess, truth), config.mpp)
+    for side in (guess, truth):
+        if isinstance(side, _PolygonSide):
+            side.prepare(raster, pair.name)
+    return compare(
+        lambda box: truth.read(raster, box),
+        lambda box: guess.read(raster, box),
+        raster=raster,
+        classes=classes,
+        instances=config.instances,
+        has_mpp=config.mpp is not None or any(isinstance(s, _StoreSide) for s in (guess, truth)),
+    )
 
 
-def _object_figures(
-    truth: npt.NDArray[np.bool_],
-    guess: npt.NDArray[np.bool_],
-    method: str,
-    spacing: tuple[float, float] | None,
-) -> dict[str, float | None]:
-    split = watershed if method == "watershed" else components
-    figures = object_scores(split(truth), split(guess))
-    figures["hd95_um"] = None if spacing is None else hausdorff_95(truth, guess, spacing)
-    return figures
+def _open(
+    path: Path, classes: ClassTable, *, is_binary: bool, bounds: Box | None
+) -> _StoreSide | _ImageSide | _PolygonSide:
+    if path.is_dir():
+        return _StoreSide(path, classes)
+    if _is_geojson(path):
+        return _PolygonSide(path, classes, bounds=bounds)
+    return _ImageSide(path, classes, is_binary=is_binary)
 
 
-def _common_raster(pair: Pair, guess: Any, true: Any, config: EvaluateConfig) -> Raster:  # noqa: ANN401 - sides
-    rasters = [side.raster for side in (guess, true) if side.raster is not None]
-    if not rasters:
-        extents = [guess.extent_px, true.extent_px]
-        width, height = max(w for w, _ in extents), max(h for _, h in extents)
-        mpp = config.mpp or 1.0
-        return Raster(width, height, mpp, mpp, 1.0, 1.0)
-    sizes = {(r.width_px, r.height_px) for r in rasters}
-    if len(sizes) > 1:
-        shown = " and ".join(f"{r.width_px} x {r.height_px} px" for r in rasters)
-        msg = f"evaluate: '{pair.name}': prediction and truth differ in size: {shown}"
+def _bounds(pair: Pair) -> Box | None:
+    """Return the bounds of the slide (MRXS), from whose corner QuPath counts."""
+    for path in (pair.prediction, pair.truth):
+        if path.is_dir() and (bounds := SlideMask.open(path).slide.get("bounds")):
+            return Box(*bounds)
+    return None
+
+
+def _common_raster(name: str, sides: Sequence[Side], mpp: float | None) -> Raster:
+    """Return the pixel grid of a pair: of a mask store, else of an image, else level 0."""
+    masks = [side.mask for side in sides if isinstance(side, _StoreSide)]
+    images = [side.size for side in sides if isinstance(side, _ImageSide)]
+    if len(masks) == 2:
+        _check_same_mpp(name, masks[0].raster, masks[1].raster)
+    sizes = [*((m.raster.width_px, m.raster.height_px) for m in masks), *images]
+    if not sizes:
+        sizes = [_extent(name, [side for side in sides if isinstance(side, _PolygonSide)])]
+    # An image of the whole slide is averaged to the mask's resolution, as it is for training.
+    whole = (masks[0].slide.get("width_px_l0"), masks[0].slide.get("height_px_l0")) if masks else ()
+    if len({*sizes}) > 1 and images != [whole]:
+        shown = " and ".join(f"{w} x {h} px" for w, h in sizes)
+        msg = f"evaluate: '{name}': prediction and truth differ in size: {shown}"
         raise ConfigError(msg)
-    stores = [s.raster for s in (guess, true) if isinstance(s, _StoreSide)]
-    raster: Raster = stores[0] if stores and stores[0] is not None else rasters[0]
-    return raster
+    if masks:
+        return masks[0].raster
+    return Raster(*sizes[0], mpp or 1.0, mpp or 1.0, 1.0, 1.0)
 
 
-def _blocks(raster: Raster) -> Iterator[Box]:
-    for y in range(0, raster.height_px, BLOCK_PX):
-        for x in range(0, raster.width_px, BLOCK_PX):
-            yield Box(x, y, BLOCK_PX, BLOCK_PX).intersection(raster.box)
+def _extent(name: str, sides: Sequence[_PolygonSide]) -> tuple[int, int]:
+    """Return the level-0 size that holds the polygons of both sides."""
+    extents = [side.extent_px for side in sides]
+    width, height = max(w for w, _ in extents), max(h for _, h in extents)
+    if width * height > MAX_EXTENT_PIXELS:
+        msg = f"evaluate: '{name}': polygons reach to {width} x {height} px, more than any slide"
+        raise ConfigError(msg)
+    return width, height
 
 
-def _described(
-    confusion: npt.NDArray[np.int64],
-    classes: ClassTable,
-    objects: dict[str, dict[str, float | None]],
-) -> dict[str, Any]:
-    scores = {
-        item.name: {**class_scores(confusion, item.label), **objects.get(item.name, {})}
-        for item in classes.classes
-    }
-    return {
-        "classes": scores,
-        "accuracy": accuracy(confusion),
-        "confusion": confusion.tolist(),
-        "labels": list(classes.names),
-    }
-
-
-def _mean_objects(
-    images: dict[str, Any], classes: ClassTable
-) -> dict[str, dict[str, float | None]]:
-    """Return the mean over images of each object metric; images without a score are left out."""
-    pixel = {"dice", "iou", "precision", "recall"}
-    means: dict[str, dict[str, float | None]] = {}
-    for item in classes.classes:
-        rows = [image["classes"][item.name] for image in images.values()]
-        for key in [k for k in rows[0] if k not in pixel]:
-            values = [row[key] for row in rows if row.get(key) is not None]
-            means.setdefault(item.name, {})[key] = float(np.mean(values)) if values else None
-    return means
-
-
-def _confidence(
-    confusions: Sequence[npt.NDArray[np.int64]], classes: ClassTable, config: EvaluateConfig
-) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for item in classes.classes:
-        interval = bootstrap_interval(
-            confusions,
-            lambda c, label=item.label: class_scores(c, label)["dice"],  # type: ignore[misc] # bound now
-            resamples=config.bootstrap,
-            seed=config.seed,
+def _check_same_mpp(name: str, first: Raster, second: Raster) -> None:
+    same_x = is_same_mpp(first.mpp_x, second.mpp_x)
+    if not same_x or not is_same_mpp(first.mpp_y, second.mpp_y):
+        msg = (
+            f"evaluate: '{name}': prediction and truth differ in resolution: {first.mpp:.4g} and "
+            f"{second.mpp:.4g} um/px; segment at the resolution of the truth"
         )
-        result[item.name] = {"dice": None if interval is None else list(interval)}
-    return result
+        raise ConfigError(msg)
+
+
+def _size_l0(raster: Raster) -> tuple[int, int]:
+    """Return the size of the slide under a raster, in level-0 pixels.
+
+    A raster's last pixel may reach over the edge of the slide, by less than its own size.
+    """
+    width, height = raster.l0_from_raster(raster.width_px, raster.height_px)
+    return math.ceil(width), math.ceil(height)
 
 
 def summary_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per class for the closing table."""
+    """Return one row per class for the closing table; `ci` is the 95 % interval of Dice."""
     rows = []
     for name, scores in result["pooled"]["classes"].items():
         interval = result["confidence"][name]["dice"]
         rows.append(
             {
                 "class": name,
+                "dice": scores["dice"],
+                "ci": None if interval is None else "{:.3f}..{:.3f}".format(*interval),
+                **{metric: scores[metric] for metric in SUMMARY_METRICS},
                 "images": len(result["images"]),
-                **{key: scores[key] for key in ("dice", "iou", "precision", "recall")},
-                "dice_95": "" if interval is None else "{:.3f}..{:.3f}".format(*interval),
-                **{key: scores[key] for key in ("aji", "pq", "hd95_um") if key in scores},
             }
         )
     return rows

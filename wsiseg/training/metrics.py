@@ -1,18 +1,22 @@
-"""Pixel metrics from confusion matrices, distances between borders, and their uncertainty.
+"""Pixel metrics from confusion matrices, and the uncertainty of any metric over images.
 
-A class that is neither in the truth nor in the prediction has no score (None), instead of a
-perfect one (defect D21: tiles without the class would score 1 and hide everything else).
+A class that is neither in the truth nor in the prediction has no score (None, null in JSON)
+instead of a perfect one (defect D21: tiles without the class would score 1 and hide the rest).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 Confusion = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 Score = float | None
+Interval = tuple[float, float] | None
+
+PIXEL_METRICS = ("dice", "iou", "precision", "recall")
+
+MIN_IMAGES = 3
+"""Resamples of one or two images say nothing about the next one."""
 
 
 def _ratio(part: float, whole: float) -> Score:
@@ -22,7 +26,8 @@ def _ratio(part: float, whole: float) -> Score:
 def class_scores(confusion: Confusion, label: int) -> dict[str, Score]:
     """Return Dice, IoU, precision and recall of one label of a confusion matrix (K, K).
 
-    Precision is None where the label was never predicted, recall where it is not in the truth.
+    Rows are true labels, columns guessed ones. Precision is None where the label was never
+    guessed, recall where it is not in the truth; Dice and IoU where it is neither.
     """
     hits = int(confusion[label, label])
     true, guessed = int(confusion[label].sum()), int(confusion[:, label].sum())
@@ -39,51 +44,58 @@ def accuracy(confusion: Confusion) -> Score:
     return _ratio(int(np.trace(confusion)), int(confusion.sum()))
 
 
-def hausdorff_95(truth: Mask, guess: Mask, spacing: tuple[float, float]) -> Score:
-    """Return the 95th percentile of the distances between two borders, the larger of both ways.
+def mean_score(values: Sequence[Score]) -> Score:
+    """Return the mean of the images that have a score; None if none has."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
-    Distances are between border pixels' centres (defect D19: the released code compares rows of
-    the mask as if they were points). None if either is empty.
+
+def pooled_intervals(
+    confusions: Sequence[Confusion], label: int, *, resamples: int, seed: int
+) -> dict[str, Interval]:
+    """Return the 95 % interval of each pixel metric of one label, pooled over images.
+
+    Images, not pixels, are drawn: pixels of one image are no independent observations.
 
     Parameters
     ----------
-    truth, guess
-        bool (H, W).
-    spacing
-        um per pixel along y and x.
+    confusions
+        int64 (K, K) of each image.
+    resamples
+        Sets of images drawn with replacement; 0 gives no interval.
+
+    Returns
+    -------
+    dict
+        (low, high) by metric; None for fewer than three images.
     """
-    if not truth.any() or not guess.any():
-        return None
-    borders = [mask & ~ndimage.binary_erosion(mask, border_value=0) for mask in (truth, guess)]
-    one_way = []
-    for here, there in (borders, borders[::-1]):
-        distance = ndimage.distance_transform_edt(~there, sampling=spacing)
-        one_way.append(np.percentile(distance[here], 95))
-    return float(max(one_way))
-
-
-def bootstrap_interval(
-    confusions: Sequence[Confusion],
-    score: Callable[[Confusion], Score],
-    *,
-    resamples: int,
-    seed: int,
-) -> tuple[float, float] | None:
-    """Return the 95 % interval of a pooled score over resampled images.
-
-    Images, not pixels, are drawn: pixels of one image are no independent observations. None for
-    fewer than three images.
-    """
-    if len(confusions) < 3 or resamples == 0:
-        return None
+    if len(confusions) < MIN_IMAGES or resamples == 0:
+        return dict.fromkeys(PIXEL_METRICS)
     stack = np.stack(confusions)
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(resamples):
-        value = score(stack[rng.integers(0, len(stack), len(stack))].sum(axis=0))
-        if value is not None:
-            values.append(value)
-    if not values:
+    pooled = np.tensordot(_draws(len(stack), resamples, seed), stack, axes=1)
+    scores = [class_scores(confusion, label) for confusion in pooled]
+    return {name: _interval([score[name] for score in scores]) for name in PIXEL_METRICS}
+
+
+def mean_interval(values: Sequence[Score], *, resamples: int, seed: int) -> Interval:
+    """Return the 95 % interval of the mean over images; images without a score are not drawn."""
+    known = np.array([value for value in values if value is not None], np.float64)
+    if len(known) < MIN_IMAGES or resamples == 0:
         return None
-    low, high = np.percentile(values, [2.5, 97.5])
+    means = _draws(len(known), resamples, seed) @ known / len(known)
+    return _interval(means.tolist())
+
+
+def _draws(num_images: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return how often each image is in each resample: int64 (resamples, num_images)."""
+    rng = np.random.default_rng(seed)
+    even = np.full(num_images, 1 / num_images)
+    return rng.multinomial(num_images, even, size=resamples)
+
+
+def _interval(values: Sequence[Score]) -> Interval:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)
