@@ -120,6 +120,7 @@ HEAVY = {"torch", "dask", "distributed", "tiatoolbox"}
         "evaluate",
         "check",
         "verify",
+        "import-checkpoint",
         "demo",
     ],
 )

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("wsiseg.cli.check_commands", "Hold predictions against the truth."),
     "check": ("wsiseg.cli.check_commands", "Will QuPath open this GeoJSON? Repair it."),
     "verify": ("wsiseg.cli.check_commands", "Is this store whole?"),
+    "import-checkpoint": ("wsiseg.cli.import_command", "The released code's weights to a run."),
     "demo": ("wsiseg.cli.demo_command", "The whole pipeline on a built-in slide."),
 }
 """Command -> module and one-line help, in the order of the pipeline. The module is imported only
@@ -44,7 +45,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command = getattr(module, f"{cmd_name}_command")
+        command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         if not isinstance(command, click.Command):
             msg = f"{module.__name__}.{cmd_name}_command is not a click command"
             raise TypeError(msg)
