@@ -208,18 +208,21 @@ class Diffusion(nn.Module):
         if self.config.objective == "autoencoding":
             t = torch.zeros(shape[0], dtype=torch.int64, device=device)
             return model(torch.zeros(shape, device=device), t).float().clamp(-1.0, 1.0)
+        if steps < 1:
+            msg = f"DDIM needs at least one step, got {steps}"
+            raise ValueError(msg)
         last = self.config.timesteps - 1
         times = torch.linspace(last, 0, min(steps, last + 1)).round().to(torch.int64).tolist()
         x_t = torch.randn(shape, generator=generator, device=generator.device).to(device)
-        for now, following in zip(times, [*times[1:], None], strict=True):
+        x_0 = x_t
+        for i, now in enumerate(times):
             t = torch.full((shape[0],), now, dtype=torch.int64, device=device)
             x_0 = self.predict_x0(x_t, t, model(x_t, t).float()).clamp(-1.0, 1.0)
-            if following is None:
-                return x_0
-            direction = (x_t - self.signal_T[now] * x_0) / self.noise_T[now]
-            x_t = self.signal_T[following] * x_0 + self.noise_T[following] * direction
-        msg = "DDIM needs at least one step"
-        raise ValueError(msg)
+            if i + 1 < len(times):
+                direction = (x_t - self.signal_T[now] * x_0) / self.noise_T[now]
+                following = times[i + 1]
+                x_t = self.signal_T[following] * x_0 + self.noise_T[following] * direction
+        return x_0
 
     def predict_x0(
         self, x_t: torch.Tensor, t: torch.Tensor, prediction: torch.Tensor
