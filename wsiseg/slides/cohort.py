@@ -10,6 +10,7 @@ from wsiseg.config import check_known_keys
 from wsiseg.errors import CohortError, ConfigError
 from wsiseg.outputs import PARTIAL_SUFFIX
 from wsiseg.slides.reader import IMAGE_SUFFIXES, default_slide_id
+from wsiseg.slides.resolution import MAX_MPP, MIN_MPP
 
 COLUMNS = ("slide_id", "patient_id", "path", "mpp", "annotation", "split")
 SPLITS = ("train", "val", "test")
@@ -47,25 +48,7 @@ class Cohort:
     entries: tuple[CohortEntry, ...]
 
     def __post_init__(self) -> None:
-        seen: dict[str, CohortEntry] = {}
-        splits: dict[str, CohortEntry] = {}
-        for entry in self.entries:
-            other = seen.setdefault(entry.slide_id, entry)
-            if other is not entry:
-                msg = (
-                    f"slide_id '{entry.slide_id}' stands for two slides, '{other.path}' and "
-                    f"'{entry.path}'; name them apart in a cohort CSV"
-                )
-                raise CohortError(msg)
-            if entry.split is None:
-                continue
-            other = splits.setdefault(entry.group_id, entry)
-            if other.split != entry.split:
-                msg = (
-                    f"patient '{entry.group_id}' is in split {other.split} (slide "
-                    f"'{other.slide_id}') and in {entry.split} (slide '{entry.slide_id}')"
-                )
-                raise CohortError(msg)
+        _check_consistent((entry, "") for entry in self.entries)
 
     @classmethod
     def from_csv(cls, path: Path) -> "Cohort":
@@ -86,17 +69,42 @@ class Cohort:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file, restkey="(more)")
                 _check_columns(reader.fieldnames or (), where)
-                entries = tuple(
-                    _parse_line(row, path.parent, f"{where}, line {reader.line_num}")
+                lines = [
+                    (_parse_line(row, path.parent, place), f"{place}: ")
                     for row in reader
-                )
+                    for place in (f"{where}, line {reader.line_num}",)
+                ]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             msg = f"{where}: cannot be read as a CSV table: {error}"
             raise CohortError(msg) from error
-        if not entries:
+        if not lines:
             msg = f"{where}: names no slide"
             raise CohortError(msg)
-        return cls(entries)
+        _check_consistent(lines)
+        return cls(tuple(entry for entry, _ in lines))
+
+
+def _check_consistent(lines: Iterable[tuple[CohortEntry, str]]) -> None:
+    """Refuse a slide_id or patient used twice; each entry comes with what begins its error."""
+    by_id: dict[str, CohortEntry] = {}
+    by_group: dict[str, CohortEntry] = {}
+    for entry, place in lines:
+        other = by_id.setdefault(entry.slide_id, entry)
+        if other is not entry:
+            msg = (
+                f"{place}slide_id '{entry.slide_id}' stands for two slides, '{other.path}' and "
+                f"'{entry.path}'; name them apart in a cohort CSV"
+            )
+            raise CohortError(msg)
+        if entry.split is None:
+            continue
+        other = by_group.setdefault(entry.group_id, entry)
+        if other.split != entry.split:
+            msg = (
+                f"{place}patient '{entry.group_id}' is in split {other.split} (slide "
+                f"'{other.slide_id}') and in {entry.split} (slide '{entry.slide_id}')"
+            )
+            raise CohortError(msg)
 
 
 def _check_columns(columns: Iterable[str], where: str) -> None:
@@ -105,6 +113,10 @@ def _check_columns(columns: Iterable[str], where: str) -> None:
         check_known_keys(columns, COLUMNS, where)
     except ConfigError as error:
         raise CohortError(str(error).replace("unknown key", "unknown column")) from error
+    doubled = [column for column in columns if columns.count(column) > 1]
+    if doubled:
+        msg = f"{where}: has the column '{doubled[0]}' twice"
+        raise CohortError(msg)
     if "path" not in columns:
         msg = f"{where}: has no column 'path' (columns: {', '.join(columns) or 'none'})"
         raise CohortError(msg)
@@ -115,8 +127,8 @@ def _parse_line(row: Mapping[str, str | None], folder: Path, where: str) -> Coho
         msg = f"{where}: has more values than the table has columns"
         raise CohortError(msg)
     text = {key: (value or "").strip() for key, value in row.items()}
-    if not text["path"]:
-        msg = f"{where}: path is empty"
+    if not text["path"] or "\0" in text["path"]:
+        msg = f"{where}: path {text['path']!r} cannot be the name of a file"
         raise CohortError(msg)
     path = folder / text["path"]
     slide_id = text.get("slide_id") or default_slide_id(path)
@@ -145,8 +157,8 @@ def _parse_mpp(text: str, where: str) -> float | None:
         mpp = float(text)
     except ValueError:
         mpp = math.nan
-    if not (math.isfinite(mpp) and mpp > 0):
-        msg = f"{where}: mpp {text!r} is not a number above 0"
+    if not MIN_MPP <= mpp <= MAX_MPP:
+        msg = f"{where}: mpp {text!r} is not a number from {MIN_MPP} to {MAX_MPP:.0f} (um/px)"
         raise CohortError(msg)
     return mpp
 

@@ -20,8 +20,8 @@ from wsiseg.geometry import Box, Raster
 from wsiseg.slides.reader import Slide, SlideMeta, default_slide_id, open_slide
 
 TIMEOUT_S = 60.0
-MEMORY_LIMIT_BYTES = 8 << 30
-"""Address space, of which tiatoolbox and OpenBLAS alone reserve gigabytes."""
+MEMORY_LIMIT_BYTES = 4 << 30
+"""Address space; holds tiatoolbox, or a plain image as large as `sources.MAX_IMAGE_PIXELS`."""
 
 PROBE_PX = 64
 
@@ -54,8 +54,10 @@ def probe_slide(
         "require_mpp": require_mpp,
         "memory_limit_bytes": memory_limit_bytes,
     }
-    command = [sys.executable, "-m", "wsiseg.slides.probe"]
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    # -P: the working folder often holds the slides, and a json.py there must not be imported.
+    command = [sys.executable, "-P", "-m", "wsiseg.slides.probe"]
+    # Each thread reserves address space, which is what is limited.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
             command,

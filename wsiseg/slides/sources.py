@@ -21,8 +21,9 @@ from wsiseg.slides.tiled_tiff import TiledTiff
 
 UInt8 = npt.NDArray[np.uint8]
 
-MAX_IMAGE_PIXELS = 600_000_000
-"""A plain image is decoded whole: 1.8 GB at this size. Larger ones need a pyramid."""
+MAX_IMAGE_PIXELS = 1 << 28
+"""A plain image is decoded whole: 0.8 GB at this size, thrice that at once. Larger ones need a
+pyramid."""
 
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 
@@ -193,7 +194,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_for_tiatoolbox(path: Path) -> bool:
