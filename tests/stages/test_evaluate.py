@@ -427,6 +427,17 @@ def test_d20_objects_that_touch_are_one_unless_a_watershed_cuts_them(tmp_path):
     assert cut["Foreground"]["dice"] == joined["dice"]
 
 
+def test_an_object_where_the_truth_is_ignored_counts_for_nothing(tmp_path):
+    truth, guess = np.zeros((2, 40, 40), np.uint8)
+    truth[5:15, 5:15] = guess[5:15, 5:15] = guess[25:35, 25:35] = 1
+    truth[20:] = 255
+    truth = write_mask(tmp_path / "b.mask.zarr", truth, classes=ONE)
+    result = run(write_mask(tmp_path / "a.mask.zarr", guess, classes=ONE), truth)
+    scores = result["pooled"]["classes"]["Gland"]
+    assert scores["dice"] == scores["aji"] == scores["pq"] == 1.0
+    assert scores["hd95_um"] == 0.0
+
+
 @pytest.mark.parametrize("reason", ["none", "too large"])
 def test_without_objects_the_pixel_metrics_are_the_same(tmp_path, monkeypatch, reason):
     mask = write_mask(tmp_path / "a.mask.zarr", random_labels())

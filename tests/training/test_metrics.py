@@ -187,6 +187,18 @@ def test_object_hausdorff_agrees_with_all_pairs_of_pixels(truth, guess):
         assert found == pytest.approx(slow_object_hausdorff(truth, guess, spacing))
 
 
+boxes = st.tuples(st.integers(0, 30), st.integers(0, 50), st.integers(1, 9))
+scattered = st.lists(boxes, min_size=1, max_size=6)
+
+
+@quick
+@given(scattered, scattered)
+def test_object_hausdorff_finds_the_nearest_of_scattered_objects(truth, guess):
+    sides = square(40, 60, *truth), square(40, 60, *guess)
+    slow = slow_object_hausdorff(*sides, (0.5, 0.75))
+    assert object_hausdorff(*sides, (0.5, 0.75)) == pytest.approx(slow)
+
+
 def test_object_hausdorff_of_an_object_without_overlap_is_to_the_nearest():
     truth = square(20, 60, (0, 0, 4))
     guess = square(20, 60, (0, 50, 4), (0, 10, 4))

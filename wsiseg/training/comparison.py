@@ -25,7 +25,7 @@ BLOCK_PX = 2048
 """Side of the squares in which the pixels of an image are counted, whatever its size."""
 
 MAX_OBJECT_PIXELS = 64_000_000
-"""Objects and distances need a whole image at once (some 2 GB for this many pixels), so larger
+"""Objects and distances need a whole image at once (some 4 GB for this many pixels), so larger
 ones have none; their pixel metrics are exact all the same."""
 
 OBJECT_METRICS = (*NAMES, "object_hausdorff_um", "hd95_um")
