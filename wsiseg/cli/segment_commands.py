@@ -7,6 +7,7 @@ import click
 
 from wsiseg.cli.many import many_slides_options, overwrite_option, run_over_slides
 from wsiseg.cli.options import config_options
+from wsiseg.progress import Progress
 from wsiseg.settings.export import ExportConfig
 from wsiseg.settings.segment import SegmentConfig
 
@@ -95,13 +96,13 @@ class ExportJob:
     overwrite: bool
 
 
-def run_export(job: ExportJob, *, progress: object = None) -> object:
+def run_export(job: ExportJob, *, progress: Progress | None = None) -> object:
     """Export one slide mask."""
     from wsiseg.stages.export import run
 
     return run(
         job.config, mask=job.mask, output=job.output, overwrite=job.overwrite, progress=progress
-    )  # type: ignore[arg-type] # a Progress; not imported for --help's sake
+    )
 
 
 @click.command("export")

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.classes import IGNORE
 from wsiseg.geometry import Box
 from wsiseg.grid import TileGrid
 from wsiseg.inference.engine import Engine
 from wsiseg.inference.window import Band, Lines, window_rows
 from wsiseg.progress import Progress
 from wsiseg.slides.reader import Slide
+from wsiseg.slides.tissue import TissueMask
 from wsiseg.store.masks import MaskWriter
 
 Place = tuple[int, int]
@@ -19,15 +21,23 @@ Place = tuple[int, int]
 
 
 def predict_slide(
-    slide: Slide, engine: Engine, writer: MaskWriter, windows: TileGrid, *, progress: Progress
+    slide: Slide,
+    engine: Engine,
+    writer: MaskWriter,
+    windows: TileGrid,
+    *,
+    tissue: TissueMask,
+    progress: Progress,
 ) -> None:
     """Fill the chunks of `writer` that are still pending with the labels of the network.
 
     Parameters
     ----------
     windows
-        What the network sees, on the writer's raster: only windows that hold tissue. Pixels that
-        no window covers become 255 (not predicted).
+        What the network sees, on the writer's raster: only windows that hold tissue.
+    tissue
+        Pixels outside it become 255 (not predicted), like those that no window covers: glass is
+        seldom annotated, and a network that never saw it may call it anything.
 
     Raises
     ------
@@ -49,7 +59,7 @@ def predict_slide(
         return slide.read(windows.raster, Box(*place, size_px, size_px))
 
     band = Band(windows.raster, window_px=size_px, num_labels=writer.num_labels, top=top)
-    chunks = ChunkLines(writer, top)
+    chunks = ChunkLines(writer, tissue, top)
     places = ((x, row.y) for row in rows for x in row.xs)
     with contextlib.closing(engine.run(places, read)) as results:
         for row in rows:
@@ -65,8 +75,9 @@ def predict_slide(
 class ChunkLines:
     """Collects finished lines until a row of chunks is full, and writes its pending chunks."""
 
-    def __init__(self, writer: MaskWriter, top: int) -> None:
+    def __init__(self, writer: MaskWriter, tissue: TissueMask, top: int) -> None:
         self._writer = writer
+        self._tissue = tissue
         self._pending = set(writer.pending_chunks())
         self._row = top // writer.chunk_px
         self._filled = 0
@@ -103,5 +114,9 @@ class ChunkLines:
                 continue
             box = self._writer.chunk_box(self._row, column)
             part = np.s_[:, box.x : box.right]
-            probability = self._probability[part] if self._writer.has_probability else None
-            self._writer.write_chunk(self._row, column, self._labels[part], probability)
+            is_tissue = self._tissue.at(self._writer.raster, box)
+            labels = np.where(is_tissue, self._labels[part], IGNORE).astype(np.uint8)
+            probability = self._probability[part] * is_tissue
+            self._writer.write_chunk(
+                self._row, column, labels, probability if self._writer.has_probability else None
+            )

@@ -1,5 +1,6 @@
 """TissueMask: where on the glass there is tissue."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +53,34 @@ class TissueMask:
         """Return the share of a box of another raster that is tissue."""
         grid = TileGrid(raster, 1, 1, np.array([[box.x, box.y]]))
         return float(self._fractions(grid, box.width, box.height)[0])
+
+    def at(self, raster: Raster, box: Box) -> Mask:
+        """Return whether each pixel of a box of another raster is tissue: bool (h, w).
+
+        Between the centres of mask pixels the mask is interpolated, so that its border is no
+        staircase on a finer raster; outside the slide it goes on as at the edge.
+        """
+        weights = []
+        for start, length, scale, size in (
+            (box.y, box.height, raster.downsample_y / self.raster.downsample_y, self.mask.shape[0]),
+            (box.x, box.width, raster.downsample_x / self.raster.downsample_x, self.mask.shape[1]),
+        ):
+            place = np.clip((np.arange(start, start + length) + 0.5) * scale - 0.5, 0, size - 1)
+            low = np.minimum(place.astype(int), max(0, size - 2))
+            weights.append((low, np.minimum(low + 1, size - 1), (place - low).astype(np.float32)))
+        (y0, y1, fy), (x0, x1, fx) = weights
+        top = self.mask[np.ix_(y0, x0)] * (1 - fx) + self.mask[np.ix_(y0, x1)] * fx
+        bottom = self.mask[np.ix_(y1, x0)] * (1 - fx) + self.mask[np.ix_(y1, x1)] * fx
+        inside: Mask = top * (1 - fy[:, None]) + bottom * fy[:, None] >= 0.5
+        return inside
+
+    def grown(self, margin_um: float) -> "TissueMask":
+        """Return the mask with a margin of at least `margin_um` around all tissue."""
+        from scipy import ndimage
+
+        steps = math.ceil(margin_um / max(self.raster.mpp_x, self.raster.mpp_y))
+        grown = ndimage.binary_dilation(self.mask, iterations=steps) if steps else self.mask
+        return TissueMask(np.asarray(grown, bool), self.raster)
 
     def fractions(self, grid: TileGrid) -> npt.NDArray[np.float64]:
         """Return the share of tissue of every tile: float64 (N,); outside the slide is none."""

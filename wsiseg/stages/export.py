@@ -8,11 +8,12 @@ from typing import Any
 from wsiseg.config import digest, result_settings
 from wsiseg.errors import OutputExistsError
 from wsiseg.geometry import Box
+from wsiseg.outputs import output_lock
 from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
 from wsiseg.settings.export import ExportConfig
 from wsiseg.store.masks import SlideMask
-from wsiseg.vector.qupath import read_provenance, write_geojson
+from wsiseg.vector.qupath import WriteResult, read_provenance, write_geojson
 from wsiseg.vector.trace import UInt8, trace_mask
 
 
@@ -45,9 +46,34 @@ def run(
         `mask` is not a slide mask, is unfinished or damaged.
     OutputExistsError
         `output` was made from another mask or other settings, or is not ours.
+    OutputLockedError
+        Another process is writing `output`.
     """
     began = time.perf_counter()
     store = SlideMask.open(mask)
+    if output.is_dir():
+        msg = f"output '{output}' is a folder; name a .geojson or .geojson.gz file"
+        raise OutputExistsError(msg)
+    with output_lock(output):
+        result = _export(config, store, output, overwrite, progress or SilentProgress())
+    return ExportSummary(
+        slide_id=store.slide_id,
+        features=result.features,
+        vertices=result.vertices,
+        size_bytes=result.size_bytes,
+        objects=result.objects,
+        seconds=round(time.perf_counter() - began, 2),
+        output=str(output),
+    )
+
+
+def _export(
+    config: ExportConfig,
+    store: SlideMask,
+    output: Path,
+    overwrite: bool,
+    progress: Progress,
+) -> WriteResult:
     info = RunInfo.of(
         "export",
         result_settings(config),
@@ -55,7 +81,6 @@ def run(
     )
     if output.exists() and not overwrite:
         _check_ours(output, info)
-    progress = progress or SilentProgress()
     progress.start(f"{store.slide_id}: export", store.raster.height_px, unit="rows")
 
     def read_labels(box: Box) -> UInt8:
@@ -82,15 +107,7 @@ def run(
         config=config,
     )
     progress.finish()
-    return ExportSummary(
-        slide_id=store.slide_id,
-        features=result.features,
-        vertices=result.vertices,
-        size_bytes=result.size_bytes,
-        objects=result.objects,
-        seconds=round(time.perf_counter() - began, 2),
-        output=str(output),
-    )
+    return result
 
 
 def _provenance(store: SlideMask, info: RunInfo) -> dict[str, Any]:

@@ -20,9 +20,12 @@ from wsiseg.runinfo import RunInfo, fingerprint_file
 from wsiseg.settings.segment import SegmentConfig
 from wsiseg.slides.cohort import CohortEntry
 from wsiseg.slides.reader import Slide, open_slide
-from wsiseg.slides.tissue import make_tissue_mask
+from wsiseg.slides.tissue import TissueMask, make_tissue_mask
 from wsiseg.store.masks import SlideMask
 from wsiseg.vector.outline import read_outline
+
+TISSUE_MARGIN_UM = 8.0
+"""Predicted around the tissue that was found: a pale rim, which the mask may have missed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,8 @@ def run(
     slide_mpp = entry.mpp or config.slide_mpp
     with open_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp) as slide:
         info = _run_info(config, entry, checkpoint.digest)
-        windows = _windows(slide, config, checkpoint)
+        tissue = _tissue(slide, config)
+        windows = _windows(slide, config, checkpoint, tissue)
         is_finished = not overwrite and SlideMask.is_finished(output, info)
         if not is_finished:
             with SlideMask.create(
@@ -93,7 +97,10 @@ def run(
                     num_readers=config.num_workers,
                     amp=config.amp,
                 )
-                predict_slide(slide, engine, writer, windows, progress=progress or SilentProgress())
+                predict_slide(
+                    slide, engine, writer, windows,
+                    tissue=tissue, progress=progress or SilentProgress(),
+                )  # fmt: skip
                 writer.finish()
         mask = SlideMask.open(output)
         if overlay is not None and not (is_finished and overlay.exists()):
@@ -123,7 +130,17 @@ def _run_info(config: SegmentConfig, entry: CohortEntry, digest: str) -> RunInfo
     return RunInfo.of("segment", settings, inputs)
 
 
-def _windows(slide: Slide, config: SegmentConfig, checkpoint: SegmenterCheckpoint) -> TileGrid:
+def _tissue(slide: Slide, config: SegmentConfig) -> TissueMask:
+    outline = read_outline(
+        config.tissue.annotation, slide_id=slide.meta.slide_id, bounds=slide.meta.bounds
+    )
+    tissue = make_tissue_mask(slide, config.tissue, outline=outline)
+    return tissue.grown(TISSUE_MARGIN_UM) if config.tissue.method != "annotation" else tissue
+
+
+def _windows(
+    slide: Slide, config: SegmentConfig, checkpoint: SegmenterCheckpoint, tissue: TissueMask
+) -> TileGrid:
     """Return the windows that hold tissue, at the model's resolution."""
     size_px = config.window or checkpoint.tile_size_px
     divisor = checkpoint.unet_config.divisor
@@ -132,10 +149,6 @@ def _windows(slide: Slide, config: SegmentConfig, checkpoint: SegmenterCheckpoin
         raise ConfigError(msg)
     raster = slide.meta.raster(checkpoint.mpp)
     grid = TileGrid.covering(raster, tile_size_px=size_px, overlap_px=int(size_px * config.overlap))
-    outline = read_outline(
-        config.tissue.annotation, slide_id=slide.meta.slide_id, bounds=slide.meta.bounds
-    )
-    tissue = make_tissue_mask(slide, config.tissue, outline=outline)
     keep = tissue.fractions(grid) > config.min_tissue
     if not keep.any():
         msg = (

@@ -185,8 +185,8 @@ class _Features:
     def _coordinates(self, polygon: TracedPolygon) -> list[list[npt.NDArray[Any]]]:
         """Return the polygon in the file's frame, rounded and valid; as several if it must be."""
         moved = [ring * self._scale - self._offset for ring in polygon.rings]
-        if polygon.rings[0].dtype.kind == "i":
-            # Right angles on distinct lattice lines stay valid under any scale and rounding.
+        if polygon.rings[0].dtype.kind == "i" and self._scale.min() >= 2 * GRID_PX:
+            # Right angles on lattice lines that rounding keeps apart stay valid.
             return [[_rounded(np.concatenate([ring, ring[:1]])) for ring in moved]]
         shape = shapely.set_precision(shapely.Polygon(moved[0], moved[1:]), GRID_PX)
         return [

@@ -30,7 +30,13 @@ Ring = npt.NDArray[np.float64]
 MAX_BYTES = 4 << 30
 """Text that a file may unpack to; a few kilobytes of gzip can claim terabytes."""
 
+MAX_COORDINATE_PX = 1e9
+"""Far beyond any slide, and near enough for areas to be computed without overflow."""
+
 ELLIPSE_POINTS = 128
+
+_TOUCHES_ITSELF = "Ring Self-intersection"
+"""What GEOS calls a ring that meets itself in a point; its area is certain, so no mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +73,23 @@ def read_annotations(path: Path, *, bounds: Box | None = None) -> list[Annotatio
     offset = (0.0, 0.0) if bounds is None else (float(bounds.x), float(bounds.y))
     annotations = []
     num_without_area = 0
+    repaired: list[str] = []
     for index, feature in flat_features(document, place):
         where = f"{place}: feature {index}"
-        polygons = _polygons(feature, where)
+        polygons = []
+        for rings in _polygons(feature, where):
+            reason = _why_invalid(rings)
+            polygons += [rings] if reason is None else _made_valid(rings)
+            if reason is not None and not reason.startswith(_TOUCHES_ITSELF):
+                repaired.append(f"feature {index} ({reason})")
         if not polygons:
             num_without_area += 1
             continue
         moved = [[ring + offset for ring in polygon] for polygon in polygons]
         annotations.append(Annotation(class_name(feature, where), moved, index))
+    if repaired:
+        more = f" and {len(repaired) - 1} more" if len(repaired) > 1 else ""
+        logger.warning("%s: repaired invalid polygons: %s%s", place, repaired[0], more)
     if num_without_area:
         logger.warning("%s: %d features without an area are left out", place, num_without_area)
     return annotations
@@ -156,40 +171,68 @@ def class_name(feature: dict[str, Any], where: str) -> str | None:
     if isinstance(found, list) and all(isinstance(part, str) for part in found):
         found = ": ".join(found)
     if found is None or isinstance(found, str):
-        return found or None
+        # Half of a surrogate pair is legal in JSON, but no text that could be written again.
+        return found.encode("utf-8", "replace").decode("utf-8") if found else None
     msg = f"{where}: its classification is {str(found)[:60]!r}, expected a name"
     raise AnnotationError(msg)
 
 
+def read_class_names(path: Path) -> set[str]:
+    """Return the classes of all area annotations of a file, without looking at their outlines.
+
+    Raises
+    ------
+    AnnotationError
+        The file is missing or is no GeoJSON, or a classification is not one.
+    """
+    place = f"annotation '{path.name}'"
+    found: set[str] = set()
+    for index, feature in flat_features(parse_document(read_text(path, place), place), place):
+        geometry = feature.get("geometry")
+        kind = geometry.get("type") if isinstance(geometry, dict) else None
+        name = class_name(feature, f"{place}: feature {index}")
+        if name is not None and kind in ("Polygon", "MultiPolygon", "GeometryCollection"):
+            found.add(name)
+    return found
+
+
 def _polygons(feature: dict[str, Any], where: str) -> list[list[Ring]]:
-    """Return the polygons of a feature: valid, closed, holes kept; none for points and lines."""
-    geometry = feature.get("geometry")
-    if not geometry:
+    """Return the polygons of a feature, closed, holes kept; none for points and lines."""
+    polygons: list[list[Ring]] = []
+    waiting = [feature.get("geometry")]
+    while waiting:
+        geometry = waiting.pop()
+        if not geometry:
+            continue
+        if not isinstance(geometry, dict):
+            msg = f"{where}: its geometry is {str(geometry)[:40]!r}, expected an object"
+            raise AnnotationError(msg)
+        inner = geometry.get("geometries")
+        if geometry.get("type") == "GeometryCollection" and isinstance(inner, list):
+            waiting.extend(reversed(inner))
+            continue
+        for part in _parts(geometry, where):
+            rings = [_ring(ring, where) for ring in part]
+            polygons.append([_ellipse(rings[0])] if geometry.get("isEllipse") else rings)
+    return polygons
+
+
+def _parts(geometry: dict[str, Any], where: str) -> list[list[Any]]:
+    """Return the polygons of one geometry as they stand in the file."""
+    kind, coordinates = geometry.get("type"), geometry.get("coordinates")
+    if kind not in ("Polygon", "MultiPolygon"):
         return []
-    if not isinstance(geometry, dict):
-        msg = f"{where}: its geometry is {str(geometry)[:40]!r}, expected an object"
-        raise AnnotationError(msg)
-    kind, parts = geometry.get("type"), geometry.get("coordinates")
-    if kind == "GeometryCollection":
-        inner = geometry.get("geometries") or []
-        return [p for g in inner for p in _polygons({"geometry": g}, where)]
-    if kind == "Polygon":
-        parts = [parts]
-    elif kind != "MultiPolygon":
-        return []
+    parts = [coordinates] if kind == "Polygon" else coordinates
     if not isinstance(parts, list) or not all(isinstance(p, list) and p for p in parts):
         msg = f"{where}: its {kind} has no coordinates"
         raise AnnotationError(msg)
-    polygons = [[_ring(ring, where) for ring in part] for part in parts]
-    if geometry.get("isEllipse"):
-        return [[_ellipse(rings[0])] for rings in polygons]
-    return [repaired for rings in polygons for repaired in _valid(rings, where)]
+    return parts
 
 
 def _ring(points: Any, where: str) -> Ring:  # noqa: ANN401 - comes from a file
     try:
         ring = np.array([[float(p[0]), float(p[1])] for p in points], np.float64)
-    except (TypeError, ValueError, IndexError, KeyError) as error:
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         msg = f"{where}: a coordinate is not a pair of numbers ({error})"
         raise AnnotationError(msg) from error
     if len(ring) < 3:
@@ -197,6 +240,9 @@ def _ring(points: Any, where: str) -> Ring:  # noqa: ANN401 - comes from a file
         raise AnnotationError(msg)
     if not np.isfinite(ring).all():
         msg = f"{where}: a coordinate is not a finite number"
+        raise AnnotationError(msg)
+    if np.abs(ring).max() > MAX_COORDINATE_PX:
+        msg = f"{where}: a coordinate is {np.abs(ring).max():.3g} px, beyond any slide"
         raise AnnotationError(msg)
     return ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
 
@@ -210,16 +256,15 @@ def _ellipse(box: Ring) -> Ring:
     return np.concatenate([ring, ring[:1]])
 
 
-def _valid(rings: list[Ring], where: str) -> list[list[Ring]]:
+def _why_invalid(rings: list[Ring]) -> str | None:
     polygon = shapely.Polygon(rings[0], rings[1:])
-    if polygon.is_valid:
-        return [rings]
-    reason = shapely.is_valid_reason(polygon)
-    if not reason.startswith("Ring Self-intersection"):  # touching itself is no mistake
-        logger.warning("%s: repaired a polygon that is not valid (%s)", where, reason)
-    parts = shapely.get_parts(shapely.get_parts(shapely.make_valid(polygon)))
+    return None if polygon.is_valid else shapely.is_valid_reason(polygon)
+
+
+def _made_valid(rings: list[Ring]) -> list[list[Ring]]:
+    shape = shapely.make_valid(shapely.Polygon(rings[0], rings[1:]))
     return [
         [np.asarray(part.exterior.coords), *(np.asarray(hole.coords) for hole in part.interiors)]
-        for part in parts
+        for part in shapely.get_parts(shapely.get_parts(shape))
         if isinstance(part, shapely.Polygon) and part.area > 0
     ]

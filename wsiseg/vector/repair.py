@@ -10,11 +10,11 @@ import shapely
 
 from wsiseg.classes import PALETTE
 from wsiseg.vector.qupath import GRID_PX, NAMESPACE
+from wsiseg.vector.qupath_read import MAX_COORDINATE_PX
 from wsiseg.vector.rules import (
     CHILD_KEYS,
     FORBIDDEN_IN_CLASS,
     MAX_CHILD_DEPTH,
-    MAX_COORDINATE_PX,
     OBJECT_TYPE_KEYS,
     OBJECT_TYPES,
     is_color,

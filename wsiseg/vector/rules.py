@@ -14,6 +14,7 @@ import numpy.typing as npt
 import shapely
 
 from wsiseg.vector.qupath import GRID_PX
+from wsiseg.vector.qupath_read import MAX_COORDINATE_PX
 
 Found = Iterator[tuple[str, str]]
 """(rule, message) of each thing wrong."""
@@ -27,9 +28,6 @@ MAX_CHILD_DEPTH = 50
 
 FORBIDDEN_IN_CLASS = re.compile(r"[:\x00-\x1f\x7f]")
 """QuPath splits "Tumor: Positive" into two levels, which have to be given as `names`."""
-
-MAX_COORDINATE_PX = 1e9
-"""Far beyond any slide, and near enough for squares of it to be exact numbers."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 
@@ -87,22 +85,19 @@ def is_measurement(value: object) -> bool:
     return is_number(value)
 
 
-def survives_rounding(shape: shapely.Geometry) -> bool:
-    """Whether QuPath can put a polygon on its grid; GEOS fails on just what JTS fails on."""
+def on_grid(shape: shapely.Geometry) -> shapely.Geometry | None:
+    """Return a polygon on QuPath's grid, None if that fails; GEOS fails on just what JTS does."""
     try:
-        shapely.set_precision(shape, GRID_PX)
+        return shapely.set_precision(shape, GRID_PX)
     except shapely.errors.GEOSException:
-        return False
-    return True
+        return None
 
 
 def points_of(value: object) -> npt.NDArray[np.float64] | None:
     """Return a ring or line of a file as float64 (n, 2), None if it is no list of points."""
-    if not isinstance(value, list):
+    if not isinstance(value, list) or {type(p) for p in value} - {list}:
         return None
-    if not all(isinstance(p, list) and len(p) >= 2 for p in value):
-        return None
-    if not all(isinstance(c, int | float) for p in value for c in p[:2]):
+    if any(len(p) < 2 for p in value) or {type(c) for p in value for c in p} - {int, float}:
         return None
     try:
         return np.array([p[:2] for p in value], np.float64).reshape(-1, 2)
@@ -179,10 +174,11 @@ def _polygons(geometry: dict[str, Any], depth: int) -> Found:
     if broken or geometry.get("isEllipse") is True:
         return  # of an ellipse only the bounding box counts
     shape = shapes[0] if len(shapes) == 1 else shapely.MultiPolygon(shapes)
-    if not survives_rounding(shape):
+    rounded = on_grid(shape)
+    if rounded is None:
         reason = shapely.is_valid_reason(shape)
         yield "geometry-invalid", f"{reason}; QuPath 0.6 and later refuse the whole file"
-    elif shapely.set_precision(shape, GRID_PX).is_empty:
+    elif shapely.is_empty(rounded):
         yield "geometry-empty", f"nothing is left after rounding to {GRID_PX} px"
 
 
