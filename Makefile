@@ -5,13 +5,14 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 OUTPUT ?= demo
+SCALE ?= 1
 
 # NuInsSeg (CC BY 4.0) or any folder with images/ and masks/ of the same names.
 DATA ?= ../shared/data/nuinsseg
 NUCLEI_OUTPUT ?= runs/nuclei
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench lock nuclei clean
+.PHONY: help install demo test soak lint types bench lock nuclei clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +34,10 @@ demo: $(INSTALLED) ## Run the whole pipeline on built-in slides; results in demo
 
 test: $(INSTALLED) ## Run every test.
 	$(BIN)/pytest
+
+# The night figures times SCALE; SEED repeats a run. Each run prints its seed and the scorecard.
+soak: $(INSTALLED) ## Kill, fill disks, flip bits for hours, then print the scorecard: make soak SCALE=0.1
+	WSISEG_SOAK_SCALE=$(SCALE) WSISEG_SOAK_SEED=$(SEED) $(BIN)/pytest tests/reliability --timeout=0
 
 lint: $(INSTALLED) ## Check style, formatting and spelling.
 	$(BIN)/ruff check .

@@ -1,0 +1,72 @@
+"""How much to do, with which seed, and the scorecard at the end; shared by all of reliability.
+
+`make test` runs each test at its PR figure with seed 0. `make soak` sets WSISEG_SOAK_SCALE and
+runs the NIGHT figure times that; its seed is drawn, printed, and taken from WSISEG_SOAK_SEED to
+repeat a run.
+"""
+
+import os
+import secrets
+import zlib
+from collections.abc import Callable
+
+import pytest
+from reliability.scorecard import Scorecard
+
+SCORECARD = pytest.StashKey[Scorecard]()
+SEED = pytest.StashKey[int]()
+
+Figure = Callable[..., int]
+
+
+def soak_scale() -> float | None:
+    """Return the scale of a soak, None in an ordinary test run."""
+    text = os.environ.get("WSISEG_SOAK_SCALE")
+    return float(text) if text else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    text = os.environ.get("WSISEG_SOAK_SEED")
+    drawn = 0 if soak_scale() is None else secrets.randbelow(2**31)
+    config.stash[SEED] = int(text) if text else drawn
+    config.stash[SCORECARD] = Scorecard()
+
+
+@pytest.fixture(scope="session")
+def scorecard(pytestconfig: pytest.Config) -> Scorecard:
+    """Counts for the table at the end: `scorecard.add("kills survived", 1)`."""
+    return pytestconfig.stash[SCORECARD]
+
+
+@pytest.fixture(scope="session")
+def figure() -> Figure:
+    """Return how often to do something: `figure(pr=25, night=500)`."""
+    scale = soak_scale()
+
+    def choose(*, pr: int, night: int) -> int:
+        return pr if scale is None else max(1, round(night * scale))
+
+    return choose
+
+
+@pytest.fixture(scope="session")
+def is_soak() -> bool:
+    return soak_scale() is not None
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A seed for this test; one for the run, another for each test. Shown if the test fails."""
+    base = request.config.stash[SEED]
+    print(f"WSISEG_SOAK_SEED={base}")  # noqa: T201 - pytest shows it with a failure
+    return (base + zlib.crc32(request.node.nodeid.encode())) % 2**32
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    card = config.stash[SCORECARD]
+    if not card.is_empty:
+        terminalreporter.section(f"reliability scorecard (seed {config.stash[SEED]})")
+        for line in card.lines():
+            terminalreporter.write_line(line)
