@@ -1,6 +1,7 @@
 """Bad input through the command line: one clear line that names the slide and the remedy.
 
-Each bad slide stands beside a good one, which must come out whole.
+Each bad slide stands beside a good one, which must come out whole. The commands run in this
+process, through the entry point of `wsiseg`.
 """
 
 import json
@@ -15,6 +16,11 @@ from PIL import Image
 from wsiseg.errors import WsisegError
 
 TILE = ("--tile-size", 256)
+
+
+@pytest.fixture
+def wsiseg(wsiseg_here):
+    return wsiseg_here
 
 
 @pytest.fixture
@@ -171,7 +177,8 @@ def test_a_self_crossing_annotation_is_repaired_with_a_warning(wsiseg, tmp_path,
     bow_tie = [[[10, 10], [200, 200], [200, 10], [10, 200], [10, 10]]]
     annotation = write_annotations(tmp_path / "good.geojson", feature(bow_tie, "Nucleus"))
     done = wsiseg(
-        "tile", good, "-o", tmp_path / "out", *TILE, "--slide-mpp", 0.5, "--annotations", annotation)  # fmt: skip
+        "tile", good, "-o", tmp_path / "out", *TILE, "--slide-mpp", 0.5,
+        "--annotations", annotation)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(lines_with(done.stderr, "WARNING", "good.geojson", "feature 0")) == 1, done.stderr
 

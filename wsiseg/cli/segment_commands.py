@@ -53,6 +53,10 @@ def segment_command(
 
     SLIDES are paths, globs, folders or a cohort CSV.
     """
+    from wsiseg.slides.probe import start_probing
+
+    if workers == 1 and scheduler is None:
+        start_probing()  # its imports go on beside ours
     from wsiseg.cli.segment_job import SegmentJob, run
     from wsiseg.models.checkpoint import load_checkpoint
     from wsiseg.slides.cohort import resolve_slides

@@ -20,9 +20,11 @@ def info_command(*, slides: tuple[str, ...], slide_mpp: float | None, as_json: b
 
     SLIDES are paths, globs, folders or a cohort CSV.
     """
+    from wsiseg.slides.probe import probe_slide, start_probing
+
+    start_probing()  # its imports go on beside ours
     from wsiseg.errors import SlideError
     from wsiseg.slides.cohort import resolve_slides
-    from wsiseg.slides.probe import probe_slide
 
     rows: list[dict[str, Any]] = []
     failed = False
@@ -111,6 +113,10 @@ def tile_command(  # noqa: PLR0913 - one argument per option
     SLIDES are paths, globs, folders or a cohort CSV. Plain images (PNG, JPEG, TIFF) are slides too
     once --slide-mpp gives their resolution.
     """
+    from wsiseg.slides.probe import start_probing
+
+    if workers == 1 and scheduler is None:
+        start_probing()  # its imports go on beside ours
     from wsiseg.cli.labels import find_labels
     from wsiseg.slides.cohort import resolve_slides
     from wsiseg.stages.tile import run

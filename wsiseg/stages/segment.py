@@ -19,6 +19,7 @@ from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, fingerprint_file
 from wsiseg.settings.segment import SegmentConfig
 from wsiseg.slides.cohort import CohortEntry
+from wsiseg.slides.probe import probe_slide
 from wsiseg.slides.reader import Slide, open_slide
 from wsiseg.slides.tissue import TissueMask, make_tissue_mask
 from wsiseg.store.masks import SlideMask
@@ -71,8 +72,10 @@ def run(
         `output` holds a mask made from other inputs or settings.
     """
     began = time.perf_counter()
-    checkpoint = load_checkpoint(model, kind="segmenter")
     slide_mpp = entry.mpp or config.slide_mpp
+    # First of all: what is no file, or ends the process that reads it, must not be read here.
+    probe_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp)
+    checkpoint = load_checkpoint(model, kind="segmenter")
     with open_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp) as slide:
         info = _run_info(config, entry, checkpoint.digest)
         tissue = _tissue(slide, config)

@@ -19,13 +19,14 @@ from wsiseg.runinfo import RunInfo, fingerprint_file
 from wsiseg.settings.tile import TileConfig
 from wsiseg.slides.cohort import CohortEntry
 from wsiseg.slides.label_image import LabelImage
+from wsiseg.slides.probe import probe_slide
 from wsiseg.slides.reader import Slide, SlideMeta, open_slide
 from wsiseg.slides.stain import make_normalizer
 from wsiseg.slides.tissue import make_tissue_mask
 from wsiseg.store.tiles import TileStore, TileWriter
 from wsiseg.vector.labels import AnnotationLabels, check_annotations
 from wsiseg.vector.outline import read_outline
-from wsiseg.vector.qupath_read import Annotation, read_annotations
+from wsiseg.vector.qupath_read import Annotation, read_annotations, read_class_names
 
 Labeller = Callable[[Raster, Box], npt.NDArray[np.uint8]]
 """Gives the labels uint8 (H, W) of a box on a raster."""
@@ -64,11 +65,20 @@ class TileSummary:
 def derive_classes(annotations: list[Path]) -> ClassTable:
     """Return a class table of all class names found in annotation files, in alphabetical order.
 
-    Used where the user names no table; the same files always give the same labels.
+    Used where the user names no table; the same files always give the same labels. A file that
+    cannot be read has no say here: it is an error of its own slide, when that is tiled.
     """
-    names = {a.class_name for path in annotations for a in read_annotations(path) if a.class_name}
+    names: set[str] = set()
+    failure: AnnotationError | None = None
+    for path in annotations:
+        try:
+            names |= read_class_names(path)
+        except AnnotationError as error:
+            failure = failure or error
     kept = sorted(n for n in names if not n.startswith("Ignore"))
     if not kept:
+        if failure is not None:
+            raise failure
         msg = f"annotations {[p.name for p in annotations[:3]]}: no annotation has a class"
         raise AnnotationError(msg)
     return ClassTable.of_names(kept)
@@ -86,11 +96,13 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
         `job.output` holds a store made from other inputs or settings.
     """
     began = time.perf_counter()
+    entry, config = job.entry, job.config
+    slide_mpp = entry.mpp or config.slide_mpp
+    # First of all: what is no file, or ends the process that reads it, must not be read here.
+    probe_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp)
     info = _run_info(job)
     if not job.overwrite and TileStore.is_finished(job.output, info):
         return _summary(job, TileStore.open(job.output), began, note="already done")
-    entry, config = job.entry, job.config
-    slide_mpp = entry.mpp or config.slide_mpp
     with open_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp) as slide:
         labeller = _labeller(job, slide.meta)
         grid = _tissue_grid(slide, config, labeller if config.labelled_only else None)
@@ -117,7 +129,7 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
 
 
 def _run_info(job: TileJob) -> RunInfo:
-    inputs = {"slide": fingerprint_file(job.entry.path) if job.entry.path.exists() else "missing"}
+    inputs = {"slide": fingerprint_file(job.entry.path)}
     for name, path in (
         ("annotation", job.annotation),
         ("labels", job.label_image),
