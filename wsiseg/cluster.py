@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsiseg.errors import ConfigError, WsisegError
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 ItemT = TypeVar("ItemT")
 
@@ -243,7 +243,23 @@ def _local_client(num_workers: int) -> Iterator["Client"]:
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        yield client
+        try:
+            yield client
+        finally:
+            cluster.sync(_kill_workers, cluster)
+
+
+async def _kill_workers(cluster: "LocalCluster") -> None:
+    """End the worker processes of a cluster whose work is over or given up.
+
+    What they did is told or will be done again, so they need no farewell; and dask's own, which
+    waits, never returns if a worker has just died and its successor is slow to start.
+    """
+    for nanny in cluster.workers.values():
+        nanny.close_gracefully(reason="the mapping is over")  # else it starts a successor
+        running = nanny.process and nanny.process.process
+        if running is not None:
+            await running.kill()
 
 
 def _local_settings(num_workers: int) -> dict[str, object]:
@@ -254,6 +270,9 @@ def _local_settings(num_workers: int) -> dict[str, object]:
         "distributed.scheduler.allowed-failures": 0,  # `_Mapping` counts deaths itself
         "distributed.scheduler.worker-saturation": 1.0,  # an item waits where nobody kills it
         "distributed.scheduler.http.routes": [],
+        # A worker that died is replaced by its nanny; on a busy machine that takes longer than
+        # the 15 s after which the cluster would drop both.
+        "distributed.deploy.lost-worker-timeout": "1 hour",
         # One item's arrays are no data of dask's: nothing could be spilled, and a worker paused
         # for memory that the allocator keeps would never go on. Only the last resort stays.
         "distributed.worker.memory.target": False,
