@@ -52,10 +52,7 @@ def write_report(output: Path, runs: Sequence[Run]) -> None:
         rows.append(_row(arm, percent, scores, base))
     first = found[runs[0].name]
     trivial = _trivial(first["test"])
-    num = {
-        run.percent: (found[run.name]["cases"], found[run.name]["images"])
-        for run in runs
-    }
+    num = {run.percent: (found[run.name]["cases"], found[run.name]["images"]) for run in runs}
     write_json(output / "results.json", {"schema_version": 1, "trivial": trivial, "rows": rows})
     write_text(output / "table.md", _table(rows, trivial, num))
     with atomic_file(output / "curve.png") as temporary:
@@ -89,7 +86,7 @@ def _scores(test: dict[str, Any], cases: list[str], draws: Floats) -> dict[str, 
     return {
         "dice": 2 * hit / (2 * hit + missed + claimed),
         "iou": hit / (hit + missed + claimed),
-        "hd95_px": (draws @ distance) / (draws @ count),
+        "hd95_px": (draws @ distance) / np.where(draws @ count > 0, draws @ count, np.nan),
     }
 
 
@@ -100,16 +97,22 @@ def _row(
     for name in ("dice", "iou", "hd95_px"):
         ours = np.mean([score[name] for score in scores], axis=0)
         theirs = np.mean([score[name] for score in base], axis=0)
-        row[name] = float(ours[0])
+        row[name] = _finite(ours[0])
         row[f"{name}_interval"] = _interval(ours[1:])
-        row[f"{name}_of_seeds"] = [float(score[name][0]) for score in scores]
-        row[f"{name}_gain"] = float(ours[0] - theirs[0])
+        row[f"{name}_of_seeds"] = [_finite(score[name][0]) for score in scores]
+        row[f"{name}_gain"] = _finite(ours[0] - theirs[0])
         row[f"{name}_gain_interval"] = _interval((ours - theirs)[1:])
     return row
 
 
-def _interval(values: Floats) -> list[float]:
-    return [float(end) for end in np.percentile(values, [2.5, 97.5])]
+def _finite(value: float) -> float | None:
+    """Return None for the distance of a run in which no image has one."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _interval(values: Floats) -> list[float] | None:
+    known = values[np.isfinite(values)]
+    return [float(end) for end in np.percentile(known, [2.5, 97.5])] if len(known) else None
 
 
 def _trivial(test: dict[str, Any]) -> dict[str, float]:
@@ -137,10 +140,14 @@ def _table(
         lines.append(
             f"| {row['percent']} % ({cases} cases, {images} images) | {TITLES[row['arm']]} "
             f"| {row['dice']:.3f} [{low:.3f}, {high:.3f}] | {spread} | {gain} "
-            f"| {row['iou']:.3f} | {row['hd95_px']:.1f} |"
+            f"| {row['iou']:.3f} | {_pixels(row['hd95_px'])} |"
         )
     lines.append(f"| none | all is gland | {trivial['dice']:.3f} | | | {trivial['iou']:.3f} | |")
     return "\n".join(lines) + "\n"
+
+
+def _pixels(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _draw(rows: list[dict[str, Any]], trivial_dice: float) -> Figure:
