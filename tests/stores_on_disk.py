@@ -46,7 +46,7 @@ def begin_tiles(
         split="train",
         shard_tiles=shard_tiles,
         overwrite=overwrite,
-        codec=config.get("codec", "zstd"),
+        codec=config.get("codec", "delta"),
     )
 
 

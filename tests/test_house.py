@@ -10,7 +10,6 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from wsiseg.slides.cohort import Cohort
 
 from wsiseg.classes import ClassTable
 from wsiseg.cli.options import SECTIONS
@@ -20,6 +19,7 @@ from wsiseg.settings.export import ExportConfig
 from wsiseg.settings.segment import SegmentConfig
 from wsiseg.settings.tile import TileConfig
 from wsiseg.settings.training import FinetuneConfig, PretrainConfig
+from wsiseg.slides.cohort import Cohort
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"

@@ -31,6 +31,7 @@ LAYERS = {
     "outputs": 0,
     "classes": 0,
     "progress": 0,
+    "jpeg": 0,
 }
 
 SIBLINGS_ALLOWED = {0, 1, 6}

@@ -41,6 +41,10 @@ class SlideTooSmallError(SlideError, ValueError):
     """The slide is smaller than one tile at the wanted resolution."""
 
 
+class SourceTilesError(SlideError, ValueError):
+    """The tiles asked for are not the slide's own JPEG tiles, which were to be kept."""
+
+
 class AnnotationError(SlideError, ValueError):
     """The annotation of a slide cannot be used: unreadable, outside the slide, unknown class."""
 

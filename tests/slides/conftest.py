@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,9 @@ def write_pyramid() -> Callable[..., list[UInt8]]:
     ) -> list[UInt8]:
         full = coordinate_colours(width, height)
         levels = [full, np.ascontiguousarray(full[: height // 2 * 2 : 2, : width // 2 * 2 : 2])]
-        tags = {} if mpp is None else {"resolution": (1e4 / mpp,) * 2, "resolutionunit": 3}
+        tags: dict[str, Any] = {}
+        if mpp is not None:
+            tags = {"resolution": (1e4 / mpp,) * 2, "resolutionunit": 3}
         with tifffile.TiffWriter(path) as tiff:
             for i, level in enumerate(levels):
                 tiff.write(

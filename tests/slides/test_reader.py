@@ -46,8 +46,7 @@ def slide(request, tmp_path_factory, write_pyramid, real_slide):
 
 def level_raster(slide, level):
     """The raster that is a stored level."""
-    downsamples = slide.meta.level_downsamples[level]
-    return Raster(*slide.meta.level_sizes[level], 1.0, 1.0, *downsamples)
+    return slide.meta.level_raster(level)
 
 
 def read_whole(slide, raster):
@@ -191,10 +190,16 @@ def test_a_level_close_to_the_wanted_resolution_is_taken_as_it_is(real_slide):
     with open_slide(real_slide) as slide:
         close = slide.meta.raster(0.505)
         assert close == Raster(2220, 2967, 0.499, 0.499, 1.0, 1.0)
-        coarser = slide.meta.raster(1.0)
-        assert slide.meta.snapped_level(coarser) is None
-        down = 1.0 / 0.499
-        assert coarser == Raster(1108, 1481, 1.0, 1.0, down, down)
+        between = slide.meta.raster(0.8)
+        assert slide.meta.snapped_level(between) is None
+        down = 0.8 / 0.499
+        assert between == Raster(1385, 1851, 0.8, 0.8, down, down)
+
+
+def test_a_resolution_close_to_whole_pixels_takes_whole_pixels(real_slide):
+    with open_slide(real_slide) as slide:
+        assert slide.meta.raster(1.0) == Raster(1110, 1484, 0.998, 0.998, 2.0, 2.0)
+        assert slide.meta.raster(1.03).downsample_x == 1.03 / 0.499  # 3 % off
 
 
 def test_odd_sizes_still_have_whole_downsamples(tmp_path, write_pyramid):
@@ -322,7 +327,7 @@ def test_what_is_no_slide_is_refused_in_one_line(tmp_path, name, make, words):
 def test_a_truncated_slide_is_refused_with_openslides_reason(tmp_path, real_slide):
     path = tmp_path / "cut.svs"
     path.write_bytes(real_slide.read_bytes()[:200_000])
-    with pytest.raises(SlideOpenError, match="slide 'cut': .*damaged"):
+    with pytest.raises(SlideOpenError, match=r"slide 'cut': .*damaged"):
         open_slide(path)
 
 

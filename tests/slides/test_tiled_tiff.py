@@ -93,6 +93,7 @@ def test_a_broken_tile_is_an_error_and_not_a_grey_square(synthetic, tmp_path):
         file.seek(offset)
         file.write(b"\0" * count)
     fast = TiledTiff.open(path, [(1100, 700), (275, 175)])
+    assert fast is not None
     with pytest.raises((ValueError, RuntimeError)):
         fast.read(0, Box(800, 0, 10, 10))
     fast.close()

@@ -1,6 +1,9 @@
 """TileStore: what is written comes back, from shards of any size, and after any interruption."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiseg.errors import OutputExistsError, OutputLockedError, StoreCorruptError, StoreError
+from wsiseg.geometry import Box
+from wsiseg.jpeg import decode_jpeg, encode_jpeg
+from wsiseg.store import layout
+from wsiseg.store.codecs import tile_codec
+from wsiseg.store.tile_array import TileArray
 from wsiseg.store.tiles import TileStore, tiles_per_shard
+from wsiseg.synthetic import SyntheticTissue
 
 
 def tree(path):
@@ -21,7 +30,7 @@ def tree(path):
     num=st.integers(1, 12),
     shard_tiles=st.integers(1, 5),
     size=st.sampled_from([1, 8, 16]),
-    codec=st.sampled_from(["zstd", "blosc"]),
+    codec=st.sampled_from(["delta", "zstd", "source"]),
 )
 @settings(max_examples=15, deadline=None)
 def test_tiles_and_labels_come_back_as_they_were(tmp_path_factory, num, shard_tiles, size, codec):
@@ -45,9 +54,124 @@ def test_a_store_says_where_it_came_from(tiles):
     assert store.run["stage"] == "test"
 
 
-def test_a_stranger_reads_it_with_zarr_alone(tiles):
-    images = zarr.open_array(tiles / "images", mode="r")
-    np.testing.assert_array_equal(images[3], data.tile_data(10, 16)[0][3])
+quiet = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+
+CODECS = ["delta", "zstd", "jpeg", "source"]
+LOSSLESS = ["delta", "zstd", "source"]
+
+
+@quiet
+@pytest.mark.parametrize("codec", CODECS)
+def test_zarr_reads_what_we_read(tmp_path, codec):
+    path = data.write_tiles(tmp_path / "s.zarr", num=7, codec=codec)
+    store = TileStore.open(path)
+    group = zarr.open_group(path, mode="r")
+    np.testing.assert_array_equal(layout.array(group, "images")[:], store.read_images(range(7)))
+    np.testing.assert_array_equal(layout.array(group, "labels")[:], store.read_labels(range(7)))
+    np.testing.assert_array_equal(layout.array(group, "origins")[:], store.origins)
+
+
+@quiet
+@given(
+    num=st.integers(1, 9),
+    shard_tiles=st.integers(1, 4),
+    size=st.sampled_from([1, 5, 16]),
+    codec=st.sampled_from(LOSSLESS),
+)
+@settings(max_examples=15, deadline=None)
+def test_we_read_what_zarr_writes(tmp_path_factory, num, shard_tiles, size, codec):
+    folder = tmp_path_factory.mktemp("z") / "images"
+    images, _ = data.tile_data(num, size)
+    array = zarr.create_array(
+        folder, shape=images.shape, chunks=(1, size, size, 3), dtype="uint8",
+        shards=(shard_tiles, size, size, 3), **tile_codec(codec).arguments,
+    )  # fmt: skip
+    array[:] = images
+    read = TileArray(folder, codec).read(range(num))
+    np.testing.assert_array_equal(read, images)
+
+
+STRANGER = """
+import sys
+sys.path.append(sys.argv[1])
+import zarr
+group = zarr.open_group(sys.argv[2], mode="r")
+print(group.attrs["wsiseg"]["codec"])
+group["images"]
+"""
+
+
+@pytest.mark.parametrize("codec", ["source", "jpeg"])
+def test_zarr_without_wsiseg_says_what_to_install(tmp_path, codec):
+    path = data.write_tiles(tmp_path / "s.zarr", codec=codec)
+    elsewhere = tmp_path / "packages"  # as this one, but wsiseg was never installed there
+    elsewhere.mkdir()
+    for entry in Path(zarr.__file__).parents[1].iterdir():
+        if "wsiseg" not in entry.name:
+            (elsewhere / entry.name).symlink_to(entry)
+    command = [sys.executable, "-I", "-S", "-c", STRANGER, str(elsewhere), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.strip() == codec
+    assert "Unknown codec: 'wsiseg.image'" in done.stderr.splitlines()[-1]
+
+
+def test_zarr_with_wsiseg_installed_finds_the_codec_by_itself(tmp_path):
+    path = data.write_tiles(tmp_path / "s.zarr", codec="source")
+    code = f"import zarr; print(zarr.open_group({str(path)!r}, mode='r')['images'][3].sum())"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert int(done.stdout) == data.tile_data(10, 16)[0][3].sum(dtype=int)
+
+
+def test_jpeg_tiles_are_close_to_what_was_written(tmp_path):
+    image, _ = SyntheticTissue(width_px=512, height_px=512).region(Box(128, 128, 128, 128))
+    codec = tile_codec("jpeg")
+    loss = codec.decode(codec.encode(image), image.shape).astype(int) - image
+    assert 38 < 10 * np.log10(255**2 / np.mean(loss**2)) < 60
+
+
+def test_a_jpeg_is_kept_byte_for_byte(tmp_path):
+    images, labels = data.tile_data(2, 16)
+    streams = [encode_jpeg(image, 80) for image in images]
+    with data.begin_tiles(tmp_path / "s.zarr", num=2, codec="source") as writer:
+        writer.write_chunks(0, [writer.keep(stream) for stream in streams], labels)
+        writer.finish()
+    assert streams[0] in (tmp_path / "s.zarr/images/c/0/0/0/0").read_bytes()
+    read = TileStore.open(tmp_path / "s.zarr").read_images([0, 1])
+    for stream, tile in zip(streams, read, strict=True):
+        np.testing.assert_array_equal(decode_jpeg(stream, width_px=16, height_px=16), tile)
+
+
+def test_only_the_codec_source_keeps_a_jpeg(tmp_path):
+    with (
+        data.begin_tiles(tmp_path / "s.zarr", codec="zstd") as writer,
+        pytest.raises(ValueError, match="stores no JPEG as it is"),
+    ):
+        writer.keep(b"")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_any_flipped_bit_of_a_shard_is_found_when_its_tiles_are_read(tmp_path, codec):
+    path = data.write_tiles(tmp_path / "s.zarr", num=4, codec=codec)
+    shard = path / "images/c/0/0/0/0"
+    whole = shard.read_bytes()
+    rng = np.random.default_rng(2)
+    for place in rng.choice(len(whole), 60, replace=False):
+        raw = bytearray(whole)
+        raw[place] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(raw)
+        with pytest.raises(StoreCorruptError, match="cannot be decoded"):
+            TileStore.open(path).read_images(range(4))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 40, -1])
+def test_a_truncated_shard_is_found_when_its_tiles_are_read(tmp_path, keep):
+    path = data.write_tiles(tmp_path / "s.zarr", num=4)
+    store = TileStore.open(path)
+    shard = path / "images/c/0/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(StoreCorruptError, match="cannot be decoded"):
+        store.read_images([3])
 
 
 def test_a_store_without_labels_reads_as_ignored_everywhere(tmp_path):
@@ -200,6 +324,6 @@ def test_an_index_outside_is_an_index_error(tiles):
 
 @pytest.mark.parametrize("size", [16, 128, 256, 1024, 8192])
 def test_a_shard_fits_in_memory_whatever_the_tile_size(size):
-    per_shard = tiles_per_shard(size)
+    per_shard = tiles_per_shard(size, "delta")
     assert 1 <= per_shard <= 64
     assert per_shard == 1 or per_shard * 3 * size**2 <= 16 << 20

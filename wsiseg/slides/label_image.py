@@ -137,12 +137,12 @@ def _labels_from_values(
 
 def _majority(labels: npt.NDArray[np.uint8], down: Taps, across: Taps) -> npt.NDArray[np.uint8]:
     """Return the label with the largest share of each target pixel; the lowest wins a tie."""
-    values = np.unique(labels)
-    if len(values) == 1:
-        shape = (down.matrix.shape[0], across.matrix.shape[0])
-        return np.full(shape, values[0], np.uint8)
-    shares = [
-        (across.matrix @ (down.matrix @ (labels == value).astype(np.int32)).T).T for value in values
-    ]
-    winners: npt.NDArray[np.uint8] = values[np.argmax(np.stack(shares), axis=0)]
+    from wsiseg.slides.kernels import fill_majority
+
+    winners = np.empty((down.num_targets, across.num_targets), np.uint8)
+    fill_majority(
+        labels, winners,
+        down.starts, down.columns, down.weights,
+        across.starts, across.columns, across.weights,
+    )  # fmt: skip
     return winners

@@ -22,7 +22,7 @@ from wsiseg.errors import MissingMppError, SlideError, SlideOpenError, SlideRead
 from wsiseg.geometry import Box
 
 if TYPE_CHECKING:
-    from wsiseg.slides.reader import SlideMeta
+    from wsiseg.slides.meta import SlideMeta
 
 TIMEOUT_S = 60.0
 MEMORY_LIMIT_BYTES = 4 << 30
@@ -82,7 +82,7 @@ def probe_slide(
 
 
 def _parse_meta(meta: dict[str, Any]) -> "SlideMeta":
-    from wsiseg.slides.reader import SlideMeta
+    from wsiseg.slides.meta import SlideMeta
 
     for name in ("level_sizes", "level_downsamples"):
         meta[name] = tuple(tuple(pair) for pair in meta[name])

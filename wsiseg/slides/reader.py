@@ -4,17 +4,17 @@ import math
 import re
 import stat
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
 import openslide
 
-from wsiseg.errors import MissingMppError, SlideOpenError, SlideReadError
-from wsiseg.geometry import Box, Raster, integer_downsample, is_same_mpp
+from wsiseg.errors import SlideOpenError, SlideReadError
+from wsiseg.geometry import Box, Raster, integer_downsample
+from wsiseg.slides.meta import SlideMeta, missing_mpp
 from wsiseg.slides.resample import apply_taps, area_taps
 from wsiseg.slides.resolution import Resolution, read_resolution
 from wsiseg.slides.sources import (
@@ -23,6 +23,7 @@ from wsiseg.slides.sources import (
     PixelSource,
     TiatoolboxSource,
     is_for_tiatoolbox,
+    is_tiff,
 )
 
 UInt8 = npt.NDArray[np.uint8]
@@ -31,75 +32,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 STRIP_BYTES = 48 << 20
 """Source pixels decoded at once while a large box is averaged."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlideMeta:
-    """What is known of a slide without its pixels. Holds no path and no text of the file.
-
-    `mpp_x`, `mpp_y` : um per level-0 pixel; None only if `open_slide` was told not to require
-    them. `level_sizes` : (width, height) of each stored level. `level_downsamples` : level-0
-    pixels per pixel of each level as (x, y). `bounds` : the scanned part of level 0 (MRXS), which
-    is all that QuPath shows. `background` : RGB of where nothing was scanned.
-    """
-
-    slide_id: str
-    width_px_l0: int
-    height_px_l0: int
-    mpp_x: float | None
-    mpp_y: float | None
-    mpp_source: str | None
-    level_sizes: tuple[tuple[int, int], ...]
-    level_downsamples: tuple[tuple[float, float], ...]
-    bounds: Box | None
-    background: tuple[int, int, int]
-    reader: str
-
-    def raster(self, mpp: float) -> Raster:
-        """Return the pixel grid at `mpp` um/px over the whole slide.
-
-        A stored level within `MPP_SNAP_TOLERANCE` is taken as it is, with its true resolution.
-
-        Raises
-        ------
-        MissingMppError
-            The slide's resolution is unknown.
-        """
-        if self.mpp_x is None or self.mpp_y is None:
-            raise _missing_mpp(self.slide_id, "states no resolution (mpp)")
-        for size, (down_x, down_y) in zip(self.level_sizes, self.level_downsamples, strict=True):
-            if is_same_mpp(self.mpp_x * down_x, mpp) and is_same_mpp(self.mpp_y * down_y, mpp):
-                level_mpp = self.mpp_x * down_x, self.mpp_y * down_y
-                return Raster(*size, *level_mpp, down_x, down_y)
-        down_x, down_y = mpp / self.mpp_x, mpp / self.mpp_y
-        width = math.ceil(self.width_px_l0 / down_x - 1e-9)
-        height = math.ceil(self.height_px_l0 / down_y - 1e-9)
-        return Raster(max(1, width), max(1, height), mpp, mpp, down_x, down_y)
-
-    def snapped_level(self, raster: Raster) -> int | None:
-        """Return the stored level whose pixels are the raster's, or None."""
-        wanted = (raster.width_px, raster.height_px), (raster.downsample_x, raster.downsample_y)
-        for level, found in enumerate(zip(self.level_sizes, self.level_downsamples, strict=True)):
-            if found == wanted:
-                return level
-        return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        b = self.bounds
-        return {
-            "slide_id": self.slide_id,
-            "width_px_l0": self.width_px_l0,
-            "height_px_l0": self.height_px_l0,
-            "mpp_x": self.mpp_x,
-            "mpp_y": self.mpp_y,
-            "mpp_source": self.mpp_source,
-            "level_sizes": [list(size) for size in self.level_sizes],
-            "level_downsamples": [list(d) for d in self.level_downsamples],
-            "bounds": None if b is None else [b.x, b.y, b.width, b.height],
-            "background": list(self.background),
-            "reader": self.reader,
-        }
 
 
 class Slide:
@@ -137,7 +69,9 @@ class Slide:
         """Return a box of a raster as uint8 (box.height, box.width, 3) RGB.
 
         Each raster pixel is the mean of what it covers of the nearest finer stored level; it is
-        the same in whatever box it is read. Outside the slide is the background colour.
+        the same in whatever box it is read. Outside the slide is the background colour. Where that
+        level is JPEG and 2, 4 or 8 divides the downsample, the decoder takes the means, which
+        moves a pixel by less than one grey level on average.
 
         Raises
         ------
@@ -148,12 +82,7 @@ class Slide:
         try:
             pixels = self._read_inside(raster, inner)
         except (OSError, ValueError, RuntimeError, openslide.OpenSlideError) as error:
-            place = raster.box_l0_from_raster(box)
-            msg = (
-                f"slide '{self.meta.slide_id}': cannot be read at level-0 x={place.x} y={place.y} "
-                f"{place.width} x {place.height} px ({error}); is the file damaged?"
-            )
-            raise SlideReadError(msg) from error
+            raise self._read_error(raster, box, error) from error
         if inner == box:
             return pixels
         out = np.empty((box.height, box.width, 3), np.uint8)
@@ -172,7 +101,11 @@ class Slide:
     def _averaged(self, level: int, raster: Raster, box: Box) -> UInt8:
         down_x, down_y = self.meta.level_downsamples[level]
         scale_x, scale_y = raster.downsample_x / down_x, raster.downsample_y / down_y
-        width, height = self.meta.level_sizes[level]
+        factor = self._decoded_factor(level, scale_x, scale_y)
+        width, height = (-(-size // factor) for size in self.meta.level_sizes[level])
+        scale_x, scale_y = scale_x / factor, scale_y / factor
+        if scale_x == scale_y == 1 and box.right <= width and box.bottom <= height:
+            return self._read_level(level, factor, box)
         line_bytes = 3 * box.width * max(1.0, scale_x) * max(1.0, scale_y)
         if line_bytes > STRIP_BYTES and box.width > 1:
             half = Box(box.x, box.y, box.width // 2, box.height)
@@ -189,9 +122,19 @@ class Slide:
                 taps_x.first, taps_y.first, taps_x.last - taps_x.first, taps_y.last - taps_y.first
             )
             out[top - box.y : bottom - box.y] = apply_taps(
-                self._source.read(level, part), taps_y, taps_x
+                self._read_level(level, factor, part), taps_y, taps_x
             )
         return out
+
+    def _decoded_factor(self, level: int, scale_x: float, scale_y: float) -> int:
+        """Return by how much a level is shrunk in the decoder: what divides both scales, or 1."""
+        fits = (f for f in self._source.factors(level) if scale_x % f == scale_y % f == 0)
+        return next(fits, 1)
+
+    def _read_level(self, level: int, factor: int, box: Box) -> UInt8:
+        if factor == 1:
+            return self._source.read(level, box)
+        return self._source.read_shrunk(level, factor, box)
 
     def _finer_level(self, raster: Raster) -> int:
         """Return the coarsest stored level that is not coarser than the raster, else 0."""
@@ -201,6 +144,36 @@ class Slide:
             if down_x <= raster.downsample_x and down_y <= raster.downsample_y
         ]
         return max(fits, default=0, key=lambda i: self.meta.level_downsamples[i])
+
+    def jpeg_tile_px(self, raster: Raster) -> tuple[int, int] | None:
+        """Return (width, height) of the JPEG tiles that a raster consists of, None if of none."""
+        level = self.meta.snapped_level(raster)
+        return None if level is None else self._source.jpeg_tile_px(level)
+
+    def jpeg_tile(self, raster: Raster, box: Box) -> bytes | None:
+        """Return the slide's own JPEG of a box; it decodes to what `read` gives.
+
+        None unless the box is exactly one of the slide's tiles, inside the raster.
+
+        Raises
+        ------
+        SlideReadError
+            The tile is not a JPEG.
+        """
+        level = self.meta.snapped_level(raster)
+        if level is None:
+            return None
+        try:
+            return self._source.jpeg_tile(level, box)
+        except (OSError, ValueError) as error:
+            raise self._read_error(raster, box, error) from error
+
+    def _read_error(self, raster: Raster, box: Box, error: Exception) -> SlideReadError:
+        place = raster.box_l0_from_raster(box)
+        return SlideReadError(
+            f"slide '{self.meta.slide_id}': cannot be read at level-0 x={place.x} y={place.y} "
+            f"{place.width} x {place.height} px ({error}); is the file damaged?"
+        )
 
     def thumbnail(self, max_px: int) -> UInt8:
         """Return the whole slide, its longer side `max_px` or less: uint8 (h, w, 3) RGB."""
@@ -252,14 +225,7 @@ def open_slide(
 
 def _require(resolution: Resolution, slide_id: str) -> None:
     if resolution.problem is not None:
-        raise _missing_mpp(slide_id, resolution.problem)
-
-
-def _missing_mpp(slide_id: str, problem: str) -> MissingMppError:
-    return MissingMppError(
-        f"slide '{slide_id}': {problem}; give its um/px at level 0 with --slide-mpp, or in the "
-        "mpp column of the cohort"
-    )
+        raise missing_mpp(slide_id, resolution.problem)
 
 
 def _check_file(path: Path, place: str) -> None:
@@ -289,7 +255,7 @@ def _check_file(path: Path, place: str) -> None:
 def _open_source(path: Path, place: str) -> PixelSource:
     try:
         if path.is_file() and openslide.OpenSlide.detect_format(path) is not None:
-            return OpenSlideSource(path)
+            return OpenSlideSource(path, place=place)
     except openslide.OpenSlideError as error:
         if not is_for_tiatoolbox(path):
             msg = f"{place}: OpenSlide cannot open it: {error}; is the file truncated or damaged?"
@@ -299,6 +265,8 @@ def _open_source(path: Path, place: str) -> PixelSource:
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return ImageSource(path, place=place)
     msg = f"{place}: not a slide that OpenSlide knows, nor a PNG, JPEG or TIFF image"
+    if is_tiff(path):
+        msg = f"{place}: a TIFF file that OpenSlide cannot open; is it truncated or damaged?"
     raise SlideOpenError(msg)
 
 

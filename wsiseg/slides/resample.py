@@ -6,13 +6,9 @@ different pixels where they overlap.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from scipy import sparse
 
 WEIGHT_BITS = 11
 """Weights along one axis add up to 2^11: 255 * 2^22 fits in int32, and 1/2048 of a grey level is
@@ -23,12 +19,20 @@ far below one."""
 class Taps:
     """Which source pixels make each target pixel along one axis.
 
-    `first`, `last` : range of source pixels needed. `matrix` : int32 (targets, last - first).
+    `first`, `last` : range of source pixels needed. Target i is the sum of `weights[j]` times
+    source pixel `first + columns[j]` for `starts[i]` <= j < `starts[i + 1]`; all int32.
     """
 
     first: int
     last: int
-    matrix: "sparse.csr_array"
+    starts: npt.NDArray[np.int32]
+    columns: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.int32]
+
+    @property
+    def num_targets(self) -> int:
+        """Number of target pixels."""
+        return len(self.starts) - 1
 
 
 def area_taps(start: int, stop: int, *, scale: float, size: int) -> Taps:
@@ -41,8 +45,6 @@ def area_taps(start: int, stop: int, *, scale: float, size: int) -> Taps:
     size
         Number of source pixels; what would lie beyond repeats the last one.
     """
-    from scipy import sparse  # half a second that a probe of stored levels need not pay
-
     one = 1 << WEIGHT_BITS
     targets = np.arange(start, stop, dtype=np.float64)[:, np.newaxis]
     low, high = targets * scale, (targets + 1) * scale
@@ -54,21 +56,26 @@ def area_taps(start: int, stop: int, *, scale: float, size: int) -> Taps:
     columns = np.minimum(first.astype(np.int64) + np.arange(longest), size - 1)
     used = shares > 0
     begin, end = int(columns[used].min()), int(columns[used].max()) + 1
-    ends_of_rows = np.concatenate([[0], used.sum(axis=1).cumsum()])
-    matrix = sparse.csr_array(
-        (shares[used], columns[used] - begin, ends_of_rows), shape=(stop - start, end - begin)
-    )
-    return Taps(begin, end, matrix)
+    starts = np.concatenate([[0], used.sum(axis=1).cumsum()]).astype(np.int32)
+    return Taps(begin, end, starts, (columns[used] - begin).astype(np.int32), shares[used])
 
 
 def apply_taps(pixels: npt.NDArray[np.uint8], taps_y: Taps, taps_x: Taps) -> npt.NDArray[np.uint8]:
     """Return uint8 (targets y, targets x, C) of the source pixels uint8 (h, w, C) of the taps."""
-    height, width, channels = pixels.shape
-    down = taps_y.matrix @ pixels.reshape(height, width * channels).astype(np.int32)
-    down = down.reshape(-1, width, channels).transpose(1, 0, 2).reshape(width, -1)
-    both = (taps_x.matrix @ np.ascontiguousarray(down)).reshape(
-        taps_x.matrix.shape[0], -1, channels
-    )
-    half = 1 << (2 * WEIGHT_BITS - 1)
-    result: npt.NDArray[np.uint8] = ((both + half) >> (2 * WEIGHT_BITS)).astype(np.uint8)
-    return np.ascontiguousarray(result.transpose(1, 0, 2))
+    from wsiseg.slides.kernels import average  # numba: what reads stored levels only needs none
+
+    out = np.empty((taps_y.num_targets, taps_x.num_targets, pixels.shape[2]), np.uint8)
+    average(
+        np.ascontiguousarray(pixels), out,
+        taps_y.starts, taps_y.columns, taps_y.weights,
+        taps_x.starts, taps_x.columns, taps_x.weights,
+    )  # fmt: skip
+    return out
+
+
+def block_means(pixels: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
+    """Return uint8 (ceil(h / factor), ceil(w / factor), C); beyond the border its pixels repeat."""
+    height, width = pixels.shape[:2]
+    across = area_taps(0, -(-width // factor), scale=factor, size=width)
+    down = area_taps(0, -(-height // factor), scale=factor, size=height)
+    return apply_taps(pixels, down, across)

@@ -4,10 +4,11 @@ A source knows stored levels and boxes in their pixels, nothing of resolutions o
 """
 
 import contextlib
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,10 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from wsiseg.errors import SlideOpenError
 from wsiseg.geometry import Box
 from wsiseg.slides.blocks import BlockReader
-from wsiseg.slides.tiled_tiff import TiledTiff
+from wsiseg.slides.tile_decoders import JpegTiles
+from wsiseg.slides.tiled_tiff import TiledTiff, TileLevel
+
+logger = logging.getLogger(__name__)
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -55,19 +59,55 @@ class PixelSource(Protocol):
         Raises OSError, ValueError or RuntimeError if it cannot.
         """
 
+    def factors(self, level: int) -> tuple[int, ...]:
+        """Return by what a level can be shrunk while it is decoded, largest first."""
+
+    def read_shrunk(self, level: int, factor: int, box: Box) -> UInt8:
+        """Return a box of a level shrunk by one of its factors, in pixels of that.
+
+        They are the means of blocks of the level's pixels but for rounding inside the decoder.
+        """
+
+    def jpeg_tile_px(self, level: int) -> tuple[int, int] | None:
+        """Return (width, height) of the JPEG tiles that a level consists of, None if of none."""
+
+    def jpeg_tile(self, level: int, box: Box) -> bytes | None:
+        """Return the JPEG that holds exactly a box of a level; it decodes to what `read` gives."""
+
     def close(self) -> None:
         """Give files and memory back."""
+
+
+class _WithoutTiles:
+    """What a source says that has no tiles of its own to give."""
+
+    def factors(self, level: int) -> tuple[int, ...]:
+        """See PixelSource."""
+        return ()
+
+    def read_shrunk(self, level: int, factor: int, box: Box) -> UInt8:
+        """See PixelSource."""
+        msg = f"level {level} has no factor {factor}"
+        raise ValueError(msg)
+
+    def jpeg_tile_px(self, level: int) -> tuple[int, int] | None:
+        """See PixelSource."""
+        return None
+
+    def jpeg_tile(self, level: int, box: Box) -> bytes | None:
+        """See PixelSource."""
+        return None
 
 
 class OpenSlideSource:
     """What OpenSlide opens, with TIFF tiles decoded directly where that gives the same pixels.
 
-    Where it does not and a level's downsample is a fraction (Leica, DICOM, JPEG 2000), the level is
-    as OpenSlide interpolates it, moved by less than half a level-0 pixel.
+    Where it does not and a level's downsample is a fraction (Leica, DICOM), the level is as
+    OpenSlide interpolates it, moved by less than half a level-0 pixel.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open; raises openslide.OpenSlideError."""
+    def __init__(self, path: Path, *, place: str) -> None:
+        """Open; raises openslide.OpenSlideError. `place` names the slide in warnings."""
         self._slide = openslide.OpenSlide(path)
         self.properties: Mapping[str, str] = dict(self._slide.properties)
         self.reader = f"openslide:{self.properties.get('openslide.vendor', 'unknown')}"
@@ -75,39 +115,84 @@ class OpenSlideSource:
         self.background = _parse_color(self.properties.get("openslide.background-color", ""))
         self._downsamples = tuple(float(d) for d in self._slide.level_downsamples)
         self._blocks = BlockReader(self.level_sizes, self._region)
-        self._tiff = self._open_tiff(path)
+        self._tiff = self._open_tiff(path, place)
+        pages = () if self._tiff is None else self._tiff.levels
+        self._direct = {i: page for i, page in enumerate(pages) if self._is_direct(page, i)}
 
-    def _open_tiff(self, path: Path) -> TiledTiff | None:
-        """Return the direct decoder, if a part of each level is what OpenSlide shows."""
-        tiff = TiledTiff.open(path, self.level_sizes)
+    def _is_direct(self, page: TileLevel | None, level: int) -> TypeGuard[TileLevel]:
+        """Whether a level's tiles are decoded here.
+
+        Where OpenSlide would interpolate, it cannot fill in for tiles that are missing.
+        """
+        return page is not None and (self._is_whole(level) or not page.has_missing)
+
+    def _is_whole(self, level: int) -> bool:
+        return self._downsamples[level].is_integer()
+
+    def _open_tiff(self, path: Path, place: str) -> TiledTiff | None:
+        """Return the direct decoder, if parts of each level are what OpenSlide shows."""
+        vendor = self.properties.get("openslide.vendor", "")
+        tiff = TiledTiff.open(path, self.level_sizes, vendor=vendor)
         if tiff is None:
             return None
         try:
-            boxes = [self._check_box(tiff, level) for level in range(len(self.level_sizes))]
-            is_same = all(
-                np.array_equal(tiff.read(level, box), self._region(level, box))
-                for level, box in enumerate(boxes)
-            )
-        except (OSError, ValueError, RuntimeError, openslide.OpenSlideError):
-            is_same = False
-        if not is_same:
+            levels = [i for i, page in enumerate(tiff.levels) if self._is_direct(page, i)]
+            differing = [i for i in levels if not self._is_same(tiff, i)]
+        except (OSError, ValueError, RuntimeError, openslide.OpenSlideError) as error:
+            logger.debug("%s: its tiles are not decoded directly: %s", place, error)
+            tiff.close()
+            return None
+        if differing:
+            logger.warning(
+                "%s: the tiles of level %d decode to other pixels than OpenSlide shows; it is read "
+                "through OpenSlide, which is slower",
+                place, differing[0],
+            )  # fmt: skip
             tiff.close()
             return None
         return tiff
 
-    def _check_box(self, tiff: TiledTiff, level: int) -> Box:
-        """Return what to compare: the middle, or the corner where only that is exact."""
-        if self._downsamples[level].is_integer():
-            return tiff.middle_tile(level)
-        return Box(0, 0, CHECK_PX, CHECK_PX).intersection(Box(0, 0, *self.level_sizes[level]))
+    def _is_same(self, tiff: TiledTiff, level: int) -> bool:
+        """Whether some tiles of a level are what OpenSlide shows.
+
+        Where it would interpolate, only what begins at the corner is exact.
+        """
+        boxes = tiff.check_boxes(level)
+        if not self._is_whole(level):
+            whole = Box(0, 0, *self.level_sizes[level])
+            boxes = [Box(0, 0, CHECK_PX, CHECK_PX).intersection(whole)]
+        return all(np.array_equal(tiff.read(level, box), self._region(level, box)) for box in boxes)
 
     def read(self, level: int, box: Box) -> UInt8:
         """See PixelSource."""
-        if self._tiff is not None:
+        if self._tiff is not None and level in self._direct and self._tiff.covers(level, box):
             return self._tiff.read(level, box)
-        if self._downsamples[level].is_integer():
+        if self._is_whole(level):
             return self._region(level, box)
         return self._blocks.read(level, box)
+
+    def factors(self, level: int) -> tuple[int, ...]:
+        """See PixelSource."""
+        page = self._direct.get(level)
+        return () if page is None else page.factors
+
+    def read_shrunk(self, level: int, factor: int, box: Box) -> UInt8:
+        """See PixelSource."""
+        assert self._tiff is not None
+        return self._tiff.read(level, box, factor)
+
+    def jpeg_tile_px(self, level: int) -> tuple[int, int] | None:
+        """See PixelSource."""
+        page = self._direct.get(level)
+        if page is None or not isinstance(page.decoder, JpegTiles):
+            return None
+        return page.tile_width_px, page.tile_height_px
+
+    def jpeg_tile(self, level: int, box: Box) -> bytes | None:
+        """See PixelSource."""
+        if self._tiff is None or level not in self._direct:
+            return None
+        return self._tiff.jpeg_tile(level, box)
 
     def _region(self, level: int, box: Box) -> UInt8:
         scale = self._downsamples[level]
@@ -129,7 +214,7 @@ class OpenSlideSource:
         self._slide.close()
 
 
-class ImageSource:
+class ImageSource(_WithoutTiles):
     """A plain image, decoded whole, as a slide of one level."""
 
     reader = "image"
@@ -212,7 +297,13 @@ def is_for_tiatoolbox(path: Path) -> bool:
     return False
 
 
-class TiatoolboxSource:
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF or BigTIFF does."""
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_MAGIC
+
+
+class TiatoolboxSource(_WithoutTiles):
     """What tiatoolbox reads and OpenSlide does not: OME-TIFF, NGFF, JP2, some DICOM.
 
     Importing tiatoolbox costs some 20 s and 1.3 GB, hence only here and only when needed.

@@ -1,6 +1,7 @@
 """Slide to tile store: tissue mask, grid, tiles, labels."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ import numpy.typing as npt
 
 from wsiseg.classes import IGNORE, ClassTable
 from wsiseg.config import digest, result_settings
-from wsiseg.errors import AnnotationError, NoTissueError, SlideTooSmallError
+from wsiseg.errors import (
+    AnnotationError,
+    NoTissueError,
+    SlideTooSmallError,
+    SourceTilesError,
+)
 from wsiseg.geometry import Box, Raster
 from wsiseg.grid import TileGrid
 from wsiseg.progress import Progress, SilentProgress
@@ -19,14 +25,22 @@ from wsiseg.runinfo import RunInfo, fingerprint_file
 from wsiseg.settings.tile import TileConfig
 from wsiseg.slides.cohort import CohortEntry
 from wsiseg.slides.label_image import LabelImage
+from wsiseg.slides.meta import SlideMeta
 from wsiseg.slides.probe import probe_slide
-from wsiseg.slides.reader import Slide, SlideMeta, open_slide
+from wsiseg.slides.reader import Slide, open_slide
 from wsiseg.slides.stain import make_normalizer
 from wsiseg.slides.tissue import make_tissue_mask
-from wsiseg.store.tiles import TileStore, TileWriter
+from wsiseg.store.tile_writer import TileWriter
+from wsiseg.store.tiles import TileStore
 from wsiseg.vector.labels import AnnotationLabels, check_annotations
 from wsiseg.vector.outline import read_outline
 from wsiseg.vector.qupath_read import Annotation, read_annotations, read_class_names
+
+TILES_PER_TASK = 8
+"""Tiles that a thread makes at a time: enough that handing them out costs nothing."""
+
+SHARDS_AHEAD = 2
+"""Shards that are being made while one is written; they wait compressed."""
 
 Labeller = Callable[[Raster, Box], npt.NDArray[np.uint8]]
 """Gives the labels uint8 (H, W) of a box on a raster."""
@@ -106,6 +120,9 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
     with open_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp) as slide:
         labeller = _labeller(job, slide.meta)
         grid = _tissue_grid(slide, config, labeller if config.labelled_only else None)
+        keeps_jpeg = config.codec == "source"
+        if keeps_jpeg:
+            _check_source_tiles(slide, grid)
         normalize = _normalizer(config)
         with TileStore.create(
             job.output,
@@ -121,11 +138,10 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
             split=entry.split,
             overwrite=job.overwrite,
         ) as writer:
-            _write_tiles(
-                slide, grid, labeller, normalize, writer, job, progress or SilentProgress()
-            )
+            maker = _Maker(slide, grid, labeller, normalize, writer, keeps_jpeg)
+            note = _write_tiles(maker, job, progress or SilentProgress())
             writer.finish()
-    return _summary(job, TileStore.open(job.output), began)
+    return _summary(job, TileStore.open(job.output), began, note=note)
 
 
 def _run_info(job: TileJob) -> RunInfo:
@@ -209,65 +225,109 @@ def _normalizer(config: TileConfig) -> ImageFilter | None:
     return make_normalizer(config.stain, config.stain_target)
 
 
+def _check_source_tiles(slide: Slide, grid: TileGrid) -> None:
+    """Raise SourceTilesError unless the tiles of a grid without overlap are the slide's own."""
+    size = grid.tile_size_px
+    found = slide.jpeg_tile_px(grid.raster)
+    if found == (size, size):
+        return
+    meta = slide.meta
+    offers = [
+        (meta.level_raster(level), tile_px)
+        for level in range(len(meta.level_sizes))
+        if (tile_px := slide.jpeg_tile_px(meta.level_raster(level))) is not None
+    ]
+    if not offers:
+        fits = "none of its levels has JPEG tiles that are read directly"
+    else:
+        fits = "its own tiles are " + " or ".join(
+            f"{w} x {h} px at {raster.mpp:.4g} um/px" for raster, (w, h) in offers
+        )
+    if found is not None:
+        wrong = f"--tile-size {size} is not the size of its JPEG tiles"
+    elif meta.snapped_level(grid.raster) is not None:
+        wrong = f"its level at {grid.raster.mpp:.4g} um/px has no JPEG tiles"
+    else:
+        wrong = f"--mpp {grid.raster.mpp:.4g} is not the resolution of one of its levels"
+    msg = f"slide '{meta.slide_id}': --codec source: {wrong}; {fits}"
+    raise SourceTilesError(msg)
+
+
 @dataclass(frozen=True, slots=True)
-class _Shard:
-    index: int
-    images: npt.NDArray[np.uint8]
+class _Tile:
+    chunk: bytes
     labels: npt.NDArray[np.uint8] | None
+    is_kept: bool
 
 
-def _write_tiles(
-    slide: Slide,
-    grid: TileGrid,
-    labeller: Labeller | None,
-    normalize: ImageFilter | None,
-    writer: TileWriter,
-    job: TileJob,
-    progress: Progress,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes one tile in any thread: reads, normalises, labels and encodes it."""
+
+    slide: Slide
+    grid: TileGrid
+    labeller: Labeller | None
+    normalize: ImageFilter | None
+    writer: TileWriter
+    keeps_jpeg: bool
+
+    def make(self, indices: range) -> list[_Tile]:
+        return [self._make(index) for index in indices]
+
+    def _make(self, index: int) -> _Tile:
+        raster, box = self.grid.raster, self.grid.box(index)
+        labels = None if self.labeller is None else self.labeller(raster, box)
+        jpeg = self.slide.jpeg_tile(raster, box) if self.keeps_jpeg else None
+        if jpeg is not None:
+            return _Tile(self.writer.keep(jpeg), labels, is_kept=True)
+        image = self.slide.read(raster, box)
+        if self.normalize is not None:
+            image = self.normalize(image)
+        return _Tile(self.writer.encode(image), labels, is_kept=False)
+
+
+def _write_tiles(maker: _Maker, job: TileJob, progress: Progress) -> str:
+    """Write what is pending; return what is worth noting of it."""
+    writer, num_tiles = maker.writer, len(maker.grid)
     pending = writer.pending_shards()
     num_pending = sum(len(writer.shard_tiles(i)) for i in pending)
-    progress.start(job.entry.slide_id, len(grid), unit="tiles", done=len(grid) - num_pending)
-
-    def read(index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
-        box = grid.box(index)
-        image = slide.read(grid.raster, box)
-        if normalize is not None:
-            image = normalize(image)
-        return image, None if labeller is None else labeller(grid.raster, box)
-
+    progress.start(job.entry.slide_id, num_tiles, unit="tiles", done=num_tiles - num_pending)
+    num_encoded = 0
     with ThreadPoolExecutor(job.threads) as pool:
         try:
-            for shard in _read_ahead(pool, read, pending, writer):
-                writer.write_shard(shard.index, shard.images, shard.labels)
-                progress.advance(len(shard.images))
+            for shard, tiles in _read_ahead(pool, maker, pending):
+                labels = [t.labels for t in tiles if t.labels is not None]
+                chunks = [t.chunk for t in tiles]
+                writer.write_chunks(shard, chunks, np.stack(labels) if labels else None)
+                num_encoded += sum(not t.is_kept for t in tiles)
+                progress.advance(len(tiles))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     progress.finish()
-
-
-TileRead = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]
+    if maker.keeps_jpeg and num_encoded:
+        return f"{num_encoded} tiles at the border are no whole tiles of the slide: WebP, lossless"
+    return ""
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor,
-    read: Callable[[int], TileRead],
-    pending: list[int],
-    writer: TileWriter,
-) -> Iterator[_Shard]:
-    """Yield shards in order; the next one is being read while the caller writes the last."""
-    waiting: list[tuple[int, list[Future[TileRead]]]] = []
-    for shard in [*pending, None]:
-        if shard is not None:
-            waiting.append((shard, [pool.submit(read, i) for i in writer.shard_tiles(shard)]))
-        if len(waiting) == 2 or (shard is None and waiting):
-            index, futures = waiting.pop(0)
-            tiles = [f.result() for f in futures]
-            labels = [t[1] for t in tiles if t[1] is not None]
-            yield _Shard(
-                index, np.stack([t[0] for t in tiles]), np.stack(labels) if labels else None
-            )
+    pool: ThreadPoolExecutor, maker: _Maker, pending: list[int]
+) -> Iterator[tuple[int, list[_Tile]]]:
+    """Yield shards in order; the next ones are being made while the caller writes one."""
+    waiting: deque[tuple[int, list[Future[list[_Tile]]]]] = deque()
+    for shard in pending:
+        tiles = maker.writer.shard_tiles(shard)
+        starts = range(tiles.start, tiles.stop, TILES_PER_TASK)
+        parts = [range(i, min(i + TILES_PER_TASK, tiles.stop)) for i in starts]
+        waiting.append((shard, [pool.submit(maker.make, part) for part in parts]))
+        if len(waiting) > SHARDS_AHEAD:
+            yield _finished(waiting.popleft())
+    while waiting:
+        yield _finished(waiting.popleft())
+
+
+def _finished(shard: tuple[int, list[Future[list[_Tile]]]]) -> tuple[int, list[_Tile]]:
+    return shard[0], [tile for future in shard[1] for tile in future.result()]
 
 
 def _summary(job: TileJob, store: TileStore, began: float, *, note: str = "") -> TileSummary:

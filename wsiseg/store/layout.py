@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import ZstdCodec
 
 from wsiseg.classes import ClassTable
-from wsiseg.errors import ConfigError, OutputExistsError, StoreCorruptError, StoreError
+from wsiseg.errors import OutputExistsError, StoreCorruptError, StoreError
 from wsiseg.geometry import Raster
 from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
 from wsiseg.store.ledger import LEDGER, check_sizes, read_ledger
@@ -22,17 +22,14 @@ ATTRIBUTES = "wsiseg"
 Kind = Literal["tiles", "mask"]
 
 
-def codecs(name: str) -> list[Any]:
-    """Return the compressors of a codec by name, always with a checksum.
+def checked_zstd() -> list[Any]:
+    """Return zstd as the compressors of an array; it notices no flipped bit unless told to."""
+    return [ZstdCodec(level=1, checksum=True)]
 
-    Neither zstd nor blosc notice a flipped bit unless told to.
-    """
-    if name == "zstd":
-        return [ZstdCodec(level=1, checksum=True)]
-    if name == "blosc":
-        return [BloscCodec(cname="zstd", clevel=1, typesize=3), Crc32cCodec()]
-    msg = f"codec {name!r} is not one of zstd, blosc"
-    raise ConfigError(msg)
+
+def shard_path(array: Path, shard: int, num_axes: int) -> Path:
+    """Return the file of a shard of an array that is cut along its first axis only."""
+    return array.joinpath("c", str(shard), *("0",) * (num_axes - 1))
 
 
 def raster_to_dict(raster: Raster) -> dict[str, Any]:

@@ -229,7 +229,7 @@ class MaskWriter:
             shape=shape,
             chunks=(self.chunk_px, self.chunk_px),
             dtype="uint8",
-            compressors=layout.codecs("zstd"),
+            compressors=layout.checked_zstd(),
             fill_value=fill,
             dimension_names=("y", "x"),
         )

@@ -101,11 +101,8 @@ def _of_objects(
     method: str,
     spacing: tuple[float, float] | None,
 ) -> dict[str, Score]:
-    if method == "watershed":
-        mpp = None if spacing is None else (spacing[0] + spacing[1]) / 2
-        sides = watershed(truth, mpp=mpp), watershed(guess, mpp=mpp)
-    else:
-        sides = components(truth), components(guess)
+    split = watershed if method == "watershed" else components
+    sides = split(truth), split(guess)
     far = {
         "object_hausdorff_um": object_hausdorff(*sides, spacing) if spacing else None,
         "hd95_um": hausdorff_95(truth, guess, spacing) if spacing else None,

@@ -1,0 +1,146 @@
+"""JPEG as slides hold it: tiles that lack their tables, in RGB or YCbCr, decoded strictly.
+
+A tile of a TIFF leaves its quantisation and Huffman tables to the page and its colour space to a
+tag. `complete_jpeg` puts both into the stream, which then decodes alone to the slide's pixels.
+The decoder is libjpeg-turbo's. Like OpenSlide, and unlike most users of that library, it refuses
+damaged data instead of painting the rest of the tile grey.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+Color = Literal["rgb", "ycbcr", "gray"]
+
+UInt8 = npt.NDArray[np.uint8]
+
+_SOI = b"\xff\xd8"
+_EOI = b"\xff\xd9"
+_START_OF_SCAN = 0xDA
+_ADOBE = 0xEE
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""Baseline, extended and progressive Huffman frames: what libjpeg-turbo decodes at 8 bits."""
+
+_ADOBE_SEGMENT = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+"""ITU-T T.872, 6.5.3: an APP14 segment but for its last byte, the colour transform."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What the header of a stream says: size, and sampling factors of each component as (h, v)."""
+
+    width_px: int
+    height_px: int
+    sampling: tuple[tuple[int, int], ...]
+
+    @property
+    def is_mean_when_scaled(self) -> bool:
+        """Whether scaled decoding gives the mean of the pixels, to about half a grey level.
+
+        libjpeg's reduced transforms are the means of the full one's outputs (jidctred.c). That
+        holds for the colour too where both axes are sampled alike (4:4:4, 4:2:0); with 4:2:2 it
+        comes out up to 27 grey levels off.
+        """
+        first = self.sampling[0]
+        others = set(self.sampling[1:])
+        return first in ((1, 1), (2, 2)) and others <= {(1, 1)}
+
+
+def complete_jpeg(data: bytes, tables: bytes | None, color: Color) -> bytes:
+    """Return a stream that decodes alone.
+
+    Parameters
+    ----------
+    data
+        A tile as it lies in a TIFF.
+    tables
+        The page's JPEGTables: a stream of tables only, or None if each tile has its own.
+    color
+        What the page says its samples are; without it a decoder guesses from component numbers.
+
+    Raises
+    ------
+    ValueError
+        `data` is not a JPEG stream.
+    """
+    _, adobe = _scan_header(data)
+    body = data[2:] if adobe is None else data[2 : adobe[0]] + data[adobe[1] :]
+    shared = b"" if tables is None else tables[2 : tables.rfind(_EOI)]
+    marker = b"" if color == "gray" else _ADOBE_SEGMENT + bytes([int(color == "ycbcr")])
+    return b"".join((_SOI, marker, shared, body))
+
+
+def read_frame(data: bytes) -> Frame:
+    """Return what the header of a stream says; ValueError if it cannot be read."""
+    frame, _ = _scan_header(data)
+    return frame
+
+
+def _scan_header(data: bytes) -> tuple[Frame, tuple[int, int] | None]:
+    """Return the frame, and where the Adobe segment begins and ends if there is one."""
+    if data[:2] != _SOI:
+        msg = "not a JPEG stream"
+        raise ValueError(msg)
+    place, adobe, frame = 2, None, None
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if kind == _START_OF_SCAN:
+            break
+        if kind == _ADOBE and data[place + 4 : place + 9] == b"Adobe":
+            adobe = place, place + 2 + length
+        elif kind in _FRAMES:
+            frame = _parse_frame(data[place + 4 : place + 2 + length])
+        place += 2 + length
+    if frame is None:
+        msg = "a JPEG stream without a frame of 8 bits"
+        raise ValueError(msg)
+    return frame, adobe
+
+
+def _parse_frame(segment: bytes) -> Frame:
+    """Parse a frame header (ITU-T T.81, B.2.2) behind its length."""
+    num = segment[5] if len(segment) > 5 else 0
+    if num == 0 or len(segment) < 6 + 3 * num:
+        msg = "a JPEG frame header is cut off"
+        raise ValueError(msg)
+    sampling = tuple((segment[7 + 3 * i] >> 4, segment[7 + 3 * i] & 15) for i in range(num))
+    height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
+    return Frame(width, height, sampling)
+
+
+def decode_jpeg(data: bytes, *, width_px: int, height_px: int, factor: int = 1) -> UInt8:
+    """Decode a complete stream of a known size to uint8 (height, width, 3) RGB.
+
+    Parameters
+    ----------
+    factor
+        1, 2, 4 or 8: both sides are divided by it while decoding.
+
+    Raises
+    ------
+    ValueError
+        The stream is damaged in any way, or has another size.
+    """
+    frame = read_frame(data)  # before anything of the size that it claims is allocated
+    if (frame.width_px, frame.height_px) != (width_px, height_px):
+        msg = f"a JPEG of {frame.width_px} x {frame.height_px} px, not {width_px} x {height_px}"
+        raise ValueError(msg)
+    width, height = -(-width_px // factor), -(-height_px // factor)
+    pixels: UInt8 = simplejpeg.decode_jpeg(
+        data, colorspace="RGB", min_width=width, min_height=height, min_factor=factor
+    )
+    if pixels.shape != (height, width, 3):
+        msg = f"decoded to {pixels.shape}, not to {height} x {width} px of RGB"
+        raise ValueError(msg)
+    return pixels
+
+
+def encode_jpeg(pixels: UInt8, quality: int) -> bytes:
+    """Encode uint8 (H, W, 3) RGB as JPEG without subsampling of colour (4:4:4)."""
+    encoded: bytes = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="444"
+    )
+    return encoded
