@@ -29,10 +29,8 @@ def encode_image(pixels: UInt8, quality: int | None) -> bytes:
     """Return uint8 (H, W, 3) as JPEG (4:4:4) of a quality, or as lossless WebP for None."""
     if quality is not None:
         return encode_jpeg(pixels, quality)
-    encoded: bytes = imagecodecs.webp_encode(
-        np.ascontiguousarray(pixels), lossless=True, level=0, method=0
-    )
-    return encoded
+    lossless = np.ascontiguousarray(pixels)
+    return bytes(imagecodecs.webp_encode(lossless, lossless=True, level=0, method=0))
 
 
 def decode_image(data: bytes, size_px: int) -> UInt8:
