@@ -10,8 +10,8 @@ import argparse
 import csv
 from pathlib import Path
 
-SPLITS = ("train", "val", "train", "test", "train")
-"""Split of one block after the other: 60 % train, 20 % val, 20 % test."""
+SPLITS = ("train", "val", "train", "test", "train", "train", "train", "train", "test", "train")
+"""Split of one block after the other: 70 % train, 10 % val, 20 % test."""
 
 COLUMNS = ("slide_id", "patient_id", "path", "mpp", "annotation", "split")
 

@@ -22,7 +22,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory, real_slide):
-    """A region of the real slide annotated as in QuPath: two classes inside a region of interest."""
+    """A region of the real slide as drawn in QuPath: two classes inside a region of interest."""
     folder = tmp_path_factory.mktemp("annotated")
 
     def box(name, x, y, width, height):

@@ -449,3 +449,19 @@ def test_a_class_that_no_image_has_gives_no_interval():
     assert metrics.mean_interval([None] * 4, resamples=20, seed=0) is None
     assert metrics.mean_score([None, None]) is None
     assert metrics.mean_score([None, 0.5, 1.0]) == 0.75
+
+
+def test_a_watershed_cuts_the_same_objects_at_every_resolution():
+    def touching_discs(mpp):
+        y, x = np.mgrid[0 : round(40 / mpp), 0 : round(60 / mpp)] * mpp
+        discs = [(x - cx) ** 2 + (y - 20) ** 2 < 8**2 for cx in (20, 34)]
+        return discs[0] | discs[1]
+
+    for mpp in (0.25, 0.5, 1.0):
+        assert len(np.unique(objects.watershed(touching_discs(mpp), mpp=mpp))) == 1 + 2
+    # A window of a fixed number of pixels finds the middle of a large object in several places.
+    y, x = np.mgrid[:400, :400] * 0.1
+    ragged = (np.abs(y - 20) < 4 + 0.3 * np.sin(x * 3)) & (np.abs(x - 20) < 8)
+    assert len(np.unique(objects.watershed(ragged, mpp=0.1))) < len(
+        np.unique(objects.watershed(ragged))
+    )

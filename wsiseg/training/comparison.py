@@ -101,8 +101,11 @@ def _of_objects(
     method: str,
     spacing: tuple[float, float] | None,
 ) -> dict[str, Score]:
-    split = watershed if method == "watershed" else components
-    sides = split(truth), split(guess)
+    if method == "watershed":
+        mpp = None if spacing is None else (spacing[0] + spacing[1]) / 2
+        sides = watershed(truth, mpp=mpp), watershed(guess, mpp=mpp)
+    else:
+        sides = components(truth), components(guess)
     far = {
         "object_hausdorff_um": object_hausdorff(*sides, spacing) if spacing else None,
         "hd95_um": hausdorff_95(truth, guess, spacing) if spacing else None,

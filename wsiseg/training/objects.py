@@ -20,9 +20,12 @@ Instances = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 Score = float | None
 
-CONTACT_PX = 7
+CONTACT_UM = 3.5
 """Half of the window in which a watershed looks for the middle of an object: about the radius of
-a nucleus at 0.5 um/px."""
+a nucleus. A smaller one cuts large nuclei in two."""
+
+CONTACT_PX = 7
+"""The same in pixels, where the resolution is not known: that of 0.5 um/px."""
 
 NAMES = ("aji", "aji_plus", "pq", "dq", "sq", "object_f1", "object_dice")
 
@@ -33,10 +36,15 @@ def components(mask: npt.NDArray[np.bool_]) -> Instances:
     return np.asarray(labels, np.int32)
 
 
-def watershed(mask: npt.NDArray[np.bool_]) -> Instances:
-    """Return the parts of a mask, cut where they are narrow (watershed of the distance)."""
-    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), 1.0)
-    peaks = (distance == ndimage.maximum_filter(distance, 2 * CONTACT_PX + 1)) & mask
+def watershed(mask: npt.NDArray[np.bool_], *, mpp: float | None = None) -> Instances:
+    """Return the parts of a mask, cut where they are narrow (watershed of the distance).
+
+    `mpp` : um per pixel, so that an object is cut alike at every resolution; None if not known.
+    """
+    contact_px = CONTACT_PX if mpp is None else max(1, round(CONTACT_UM / mpp))
+    blur_px = contact_px / CONTACT_PX
+    distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), blur_px)
+    peaks = (distance == ndimage.maximum_filter(distance, 2 * contact_px + 1)) & mask
     markers, num = ndimage.label(peaks, structure=np.ones((3, 3)))
     # A small object beside a large one has no peak of its own within the window.
     parts = components(mask)
