@@ -9,6 +9,7 @@ SCALE ?= 1
 
 # NuInsSeg (CC BY 4.0) or any folder with images/ and masks/ of the same names.
 DATA ?= ../shared/data/nuinsseg
+SLIDE ?= tests/data/cmu-1-small-region.svs
 NUCLEI_OUTPUT ?= runs/nuclei
 
 .DEFAULT_GOAL := help
@@ -55,12 +56,14 @@ lock: $(INSTALLED) ## Compile requirements.txt from pyproject.toml, with the new
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' \
 	  pyproject.toml -o requirements.txt
 
-nuclei: $(INSTALLED) ## Train and evaluate on nucleus images: make nuclei DATA=folder
-	$(BIN)/python pipelines/image_cohort.py $(DATA) --mpp 0.25 -o $(NUCLEI_OUTPUT)/cohort.csv
+nuclei: $(INSTALLED) ## Train the nuclei model, judge it, segment a slide: make nuclei DATA=folder
+	$(BIN)/python pipelines/image_cohort.py $(DATA) --mpp 0.25 --slide $(SLIDE) \
+	  -o $(NUCLEI_OUTPUT)/cohort.csv
 	$(BIN)/snakemake --snakefile pipelines/Snakefile --profile pipelines/profiles/local \
 	  --set-threads tile=1 segment=1 --resources gpu=2 \
 	  --config cohort=$(NUCLEI_OUTPUT)/cohort.csv output=$(NUCLEI_OUTPUT) \
-	  config=configs/experiments/nuclei.yaml classes=configs/classes/nuclei.yaml segment=test
+	  config=configs/experiments/nuclei.yaml classes=configs/classes/nuclei.yaml \
+	  segment=test,$(basename $(notdir $(SLIDE)))
 
 clean: ## Remove the environment, caches and demo results.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .snakemake demo build dist

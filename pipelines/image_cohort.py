@@ -16,9 +16,12 @@ SPLITS = ("train", "val", "train", "test", "train", "train", "train", "train", "
 COLUMNS = ("slide_id", "patient_id", "path", "mpp", "annotation", "split")
 
 
-def rows(data: Path, *, mpp: float, block: int) -> list[tuple[str, str, str, float, str, str]]:
+Row = tuple[str, str, str, float | str, str, str]
+
+
+def rows(data: Path, *, mpp: float, block: int) -> list[Row]:
     """Return the rows of the cohort, with absolute paths; an image without mask is an error."""
-    result = []
+    result: list[Row] = []
     for index, image in enumerate(sorted((data / "images").glob("*.png"))):
         mask = data / "masks" / image.name
         if not mask.is_file():
@@ -34,15 +37,27 @@ def rows(data: Path, *, mpp: float, block: int) -> list[tuple[str, str, str, flo
     return result
 
 
+def slide_row(path: Path) -> Row:
+    """Return the row of a slide that has its resolution, but no labels, in it."""
+    if not path.is_file():
+        msg = f"slide '{path}' does not exist"
+        raise SystemExit(msg)
+    return path.stem, path.stem, str(path.resolve()), "", "", "train"
+
+
 def main() -> None:
     """Write the cohort."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("data", type=Path, help="folder with images/ and masks/")
     parser.add_argument("--mpp", type=float, required=True, help="um/px of the images")
     parser.add_argument("--block", type=int, default=10, help="images that count as one patient")
+    parser.add_argument(
+        "--slide", type=Path, action="append", default=[], help="unlabelled slide to learn from too"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     found = rows(arguments.data, mpp=arguments.mpp, block=arguments.block)
+    found += [slide_row(path) for path in arguments.slide]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with arguments.output.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *found])

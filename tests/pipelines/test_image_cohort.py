@@ -64,3 +64,18 @@ def test_a_folder_without_images_is_an_error(tmp_path):
     done = run(tmp_path, tmp_path / "cohort.csv")
     assert done.returncode == 1
     assert "holds no *.png" in done.stderr
+
+
+def test_an_unlabelled_slide_is_learnt_from_at_its_own_resolution(data, tmp_path, real_slide):
+    output = tmp_path / "cohort.csv"
+    assert run(data, output, "--slide", real_slide).returncode == 0
+    slide = Cohort.from_csv(output).entries[-1]
+    assert (slide.slide_id, slide.mpp, slide.annotation, slide.split) == (
+        real_slide.stem, None, None, "train",
+    )  # fmt: skip
+
+
+def test_a_missing_slide_is_named(data, tmp_path):
+    done = run(data, tmp_path / "cohort.csv", "--slide", tmp_path / "gone.svs")
+    assert done.returncode == 1
+    assert "gone.svs' does not exist" in done.stderr

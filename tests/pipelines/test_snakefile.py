@@ -110,9 +110,10 @@ def test_a_dry_run_plans_one_job_per_slide_and_one_network(cohort, tmp_path, pro
     assert not (tmp_path / "run").exists()
 
 
-def test_only_the_test_split_is_segmented_when_asked(cohort, tmp_path):
-    done = snakemake("-n", *config(cohort, "all.csv", "segment=test"), cwd=tmp_path)
-    assert planned(done.stdout + done.stderr)["segment"] == 1
+@pytest.mark.parametrize(("asked", "num"), [("test", 1), ("test,crop-0", 2)])
+def test_only_the_slides_that_are_asked_for_are_segmented(cohort, tmp_path, asked, num):
+    done = snakemake("-n", *config(cohort, "all.csv", f"segment={asked}"), cwd=tmp_path)
+    assert planned(done.stdout + done.stderr)["segment"] == num
 
 
 def test_a_cohort_without_annotations_ends_with_the_backbone(cohort, tmp_path):
@@ -131,8 +132,9 @@ def test_a_cohort_without_annotations_ends_with_the_backbone(cohort, tmp_path):
         (("--config", "cohort=none.csv"), "none.csv"),
         (("--config", "cohort={cohort}/good.csv", "config=no.yaml"), "no such file"),
         (("--config", "cohort={cohort}/drawn.csv"), "classes=FILE"),
+        (("--config", "cohort={cohort}/good.csv", "segment=crop-9"), "'crop-9' is neither"),
     ],
-    ids=["typo", "missing cohort", "missing config", "no class table"],
+    ids=["typo", "missing cohort", "missing config", "no class table", "no such slide"],
 )
 def test_a_wrong_setting_is_one_clear_error(cohort, tmp_path, arguments, message):
     write_cohort(cohort / "drawn.csv", [("a", "P1", "crop-0.png", 0.5, "a.geojson", "train")])
