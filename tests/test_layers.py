@@ -23,6 +23,7 @@ LAYERS = {
     "cluster": 2,
     "grid": 1,
     "synthetic": 1,
+    "pretrained": 0,
     "settings": 1,
     "geometry": 0,
     "errors": 0,

@@ -8,6 +8,7 @@ Every pixel is a pure function of its position in um and the seed, so that a reg
 any place and size without the rest, and slides of any size cost no memory.
 """
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,15 @@ GLAND = 1
 
 TILE_PX = 256
 PYRAMID_STEP = 4
+
+LARGE_MPP = 0.25
+PIECE_PX = 4096
+"""Side of the pieces of tissue that a large slide is laid with, in level-0 pixels."""
+BLOCK_PX = 1024
+"""Its tissue ends at multiples of this: one tile of the second level."""
+NUM_PIECES = 2
+LARGE_SPREAD = 1.14
+"""The disc of tissue, shrunk by this, covers half of the slide."""
 
 _GLAND_CELL_UM = 120.0
 _GLAND_SHARE = 0.75
@@ -88,9 +98,121 @@ def write_slide(path: Path, tissue: SyntheticTissue, *, jpeg_quality: int = 90) 
             small = _shrink(small)
 
 
+def write_large_slide(path: Path, *, side_px: int, seed: int = 0, jpeg_quality: int = 80) -> None:
+    """Write a square slide of any size at 0.25 um/px, about half tissue, for benchmarks of scale.
+
+    The tissue is a mosaic of a few pieces that are made and compressed once, so that 10^10 pixels
+    take a minute; which piece lies where is random. Levels at 1/4, 1/16, ... as in `write_slide`.
+    Memory: the pieces, and the levels from 1/16 on (1/256 of the area in RGB).
+    """
+    mosaic = _Mosaic.make(side_px, seed=seed, jpeg_quality=jpeg_quality)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mpp = LARGE_MPP
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for level in (0, 1):
+            side = -(-side_px // PYRAMID_STEP**level)
+            tiles = mosaic.tiles(level)
+            _write_level(tiff, tiles, (side, side, 3), mpp, jpeg_quality, subfile=level)
+            mpp *= PYRAMID_STEP
+        small = mosaic.overview()
+        while True:
+            _write_level(tiff, _tiles_of(small), small.shape, mpp, jpeg_quality, subfile=1)
+            if max(small.shape) <= 4 * TILE_PX:
+                break
+            mpp *= PYRAMID_STEP
+            small = _shrink(small)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mosaic:
+    """Where glass and which piece of tissue lies on a large slide, and the pieces themselves.
+
+    `pieces` : index per block of `BLOCK_PX` level-0 pixels, -1 is glass. `compressed` :
+    for each piece (glass is the last) and each of the two finest levels its JPEG tiles in reading
+    order. `small` : each piece at 1/16 of its size.
+    """
+
+    side_px: int
+    pieces: npt.NDArray[np.int64]
+    compressed: list[list[list[bytes]]]
+    small: list[UInt8]
+
+    @classmethod
+    def make(cls, side_px: int, *, seed: int, jpeg_quality: int) -> "_Mosaic":
+        images = [_piece(number, seed) for number in range(NUM_PIECES)]
+        images.append(_glass(seed))
+        compressed, small = [], []
+        for image in images:
+            quarter = _shrink(image)
+            compressed.append([_compress(level, jpeg_quality) for level in (image, quarter)])
+            small.append(_shrink(quarter))
+        return cls(side_px, _layout(side_px, seed), compressed, small)
+
+    def tiles(self, level: int) -> Iterator[bytes]:
+        """Yield the compressed tiles of level 0 or 1 in reading order."""
+        tile_px_l0 = TILE_PX * PYRAMID_STEP**level
+        across = PIECE_PX // tile_px_l0
+        for y in range(0, self.side_px, tile_px_l0):
+            for x in range(0, self.side_px, tile_px_l0):
+                piece = self.pieces[y // BLOCK_PX, x // BLOCK_PX]
+                place = y // tile_px_l0 % across * across + x // tile_px_l0 % across
+                yield self.compressed[piece][level][place]
+
+    def overview(self) -> UInt8:
+        """Return the slide at 1/16 of its size, uint8 (h, w, 3)."""
+        step = PYRAMID_STEP**2
+        side, block = -(-self.side_px // step), BLOCK_PX // step
+        out = np.empty((len(self.pieces) * block, len(self.pieces) * block, 3), np.uint8)
+        for row, column in np.ndindex(self.pieces.shape):
+            y, x = (i * block % (PIECE_PX // step) for i in (row, column))
+            out[row * block : (row + 1) * block, column * block : (column + 1) * block] = (
+                self.small[self.pieces[row, column]][y : y + block, x : x + block]
+            )
+        return out[:side, :side]
+
+
+def _layout(side_px: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the piece of each block: int64 (n, n), -1 for glass outside a wavy disc."""
+    blocks = -(-side_px // BLOCK_PX)
+    rng = np.random.default_rng(seed)
+    per_piece = PIECE_PX // BLOCK_PX
+    chosen = rng.integers(0, NUM_PIECES, (blocks // per_piece + 1,) * 2)
+    chosen = chosen.repeat(per_piece, axis=0).repeat(per_piece, axis=1)[:blocks, :blocks]
+    for row, column in np.ndindex(blocks, blocks):
+        u, v = (LARGE_SPREAD * (2 * (i + 0.5) / blocks - 1) for i in (column, row))
+        if not _is_tissue((u + 1) / 2, (v + 1) / 2, 1.0, 1.0, seed):
+            chosen[row, column] = -1
+    return chosen
+
+
+def _piece(number: int, seed: int) -> UInt8:
+    far_px = 1 << 20  # the middle of a slide so large that the piece is all tissue
+    tissue = SyntheticTissue(width_px=far_px, height_px=far_px, mpp=LARGE_MPP, seed=seed)
+    start = far_px // 2 + number * PIECE_PX
+    return tissue.region(Box(start, far_px // 2, PIECE_PX, PIECE_PX))[0]
+
+
+def _glass(seed: int) -> UInt8:
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(-2, 3, (PIECE_PX, PIECE_PX, 1))
+    glass: UInt8 = (np.array([243, 241, 244]) + noise).astype(np.uint8)
+    return glass
+
+
+def _compress(image: UInt8, jpeg_quality: int) -> list[bytes]:
+    """Return the tiles of an image as they lie in a file of ours."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as tiff:
+        _write_level(tiff, _tiles_of(image), image.shape, LARGE_MPP, jpeg_quality, subfile=0)
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        places = zip(page.dataoffsets, page.databytecounts, strict=True)
+        return [file.getvalue()[offset : offset + size] for offset, size in places]
+
+
 def _write_level(
     tiff: tifffile.TiffWriter,
-    tiles: Iterator[UInt8],
+    tiles: Iterator[UInt8] | Iterator[bytes],
     shape: tuple[int, ...],
     mpp: float,
     jpeg_quality: int,

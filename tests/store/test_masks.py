@@ -1,5 +1,7 @@
 """SlideMask: labels come back whatever the chunks, and strangers find valid OME-Zarr."""
 
+import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from hypothesis.extra import numpy as hnp
 
 from wsiseg.errors import StoreCorruptError, StoreError
 from wsiseg.geometry import Box
-from wsiseg.store.masks import SlideMask, halve, num_pyramid_levels
+from wsiseg.store.ledger import Journal
+from wsiseg.store.masks import SlideMask
+from wsiseg.store.ngff import halve, halve_mean, num_pyramid_levels
 
 
 @given(chunk_px=st.integers(16, 300), x=st.integers(-20, 210), y=st.integers(-20, 140))
@@ -62,6 +66,69 @@ def test_halving_takes_a_most_frequent_label(labels):
         assert four.count(half[y, x]) == max(four.count(v) for v in four)
 
 
+def test_the_probability_is_an_ngff_image_of_its_own(tmp_path):
+    path = data.write_mask(tmp_path / "m.zarr", width=2500, height=1701, chunk_px=512)
+    image = ngff.Image.from_zarr(zarr.open_group(path / "probability", mode="r"))
+    assert [d.path for d in image.attributes.ome.multiscales[0].datasets] == ["0", "1", "2"]
+    levels = [
+        np.asarray(zarr.open_array(path / "probability" / str(level), mode="r"))
+        for level in range(3)
+    ]
+    np.testing.assert_array_equal(levels[0], data.mask_data(2500, 1701)[1])
+    np.testing.assert_array_equal(levels[1], halve_mean(levels[0]))
+    np.testing.assert_array_equal(levels[2], halve_mean(levels[1]))
+    labels_ome: Any = zarr.open_group(path, mode="r").attrs["ome"]
+    image_ome: Any = zarr.open_group(path / "probability", mode="r").attrs["ome"]
+    assert image_ome["multiscales"][0]["datasets"] == labels_ome["multiscales"][0]["datasets"]
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)))
+@settings(max_examples=40, deadline=None)
+def test_halving_a_probability_takes_the_mean(values):
+    padded = np.pad(values, ((0, values.shape[0] % 2), (0, values.shape[1] % 2)), mode="edge")
+    blocks = padded.reshape(padded.shape[0] // 2, 2, padded.shape[1] // 2, 2).astype(int)
+    np.testing.assert_array_equal(halve_mean(values), (blocks.sum(axis=(1, 3)) + 2) // 4)
+
+
+def test_a_mask_of_the_first_format_is_still_read(tmp_path):
+    """Version 1 had `probability` as one array."""
+    path = data.write_mask(tmp_path / "m.zarr")
+    shutil.move(path / "probability" / "0", tmp_path / "array")
+    shutil.rmtree(path / "probability")
+    shutil.move(tmp_path / "array", path / "probability")
+    meta = json.loads((path / "zarr.json").read_text())
+    meta["attributes"]["wsiseg"]["format_version"] = 1
+    (path / "zarr.json").write_text(json.dumps(meta))
+    (path / "ledger.json").unlink()
+    Journal(path).finalise()
+    mask = SlideMask.open(path)
+    np.testing.assert_array_equal(mask.read_probability(Box(0, 0, 200, 130)), data.mask_data()[1])
+
+
+def test_a_mask_begun_in_another_format_is_not_gone_on_with(tmp_path):
+    with data.begin_mask(tmp_path / "m.zarr"):
+        pass
+    meta_path = tmp_path / "m.zarr.partial" / "zarr.json"
+    meta = json.loads(meta_path.read_text())
+    meta["attributes"]["wsiseg"]["format_version"] = 1
+    meta_path.write_text(json.dumps(meta))
+    with pytest.raises(StoreError, match="begun by another wsiseg; start with --overwrite"):
+        data.begin_mask(tmp_path / "m.zarr").__enter__()
+    with data.begin_mask(tmp_path / "m.zarr", overwrite=True) as writer:
+        assert len(writer.pending_chunks()) == 12
+
+
+def test_skipped_chunks_are_done_and_not_stored(tmp_path):
+    with data.begin_mask(tmp_path / "m.zarr") as writer:
+        writer.skip_chunks(writer.pending_chunks()[2:])
+    with data.begin_mask(tmp_path / "m.zarr") as writer:
+        assert writer.pending_chunks() == [(0, 0), (0, 1)]
+        writer.skip_chunks(writer.pending_chunks())
+        writer.finish()
+    assert not list((tmp_path / "m.zarr").rglob("c"))
+    assert (SlideMask.open(tmp_path / "m.zarr").read(Box(0, 0, 200, 130)) == 255).all()
+
+
 def test_an_interrupted_mask_goes_on_with_its_chunks(tmp_path):
     path = tmp_path / "m.zarr"
     labels, probability = data.mask_data()
@@ -89,7 +156,7 @@ def test_what_was_not_predicted_takes_no_room(tmp_path):
             empty = np.full((box.height, box.width), 255, np.uint8)
             writer.write_chunk(row, column, empty, np.zeros_like(empty))
         writer.finish()
-    assert not list((tmp_path / "m.zarr").glob("*/c"))
+    assert not list((tmp_path / "m.zarr").rglob("c"))
     assert (SlideMask.open(tmp_path / "m.zarr").read(Box(0, 0, 200, 130)) == 255).all()
 
 

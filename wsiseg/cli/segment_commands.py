@@ -25,7 +25,7 @@ def is_geojson(path: Path) -> bool:
     "--model",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Run folder of `wsiseg finetune`.",
+    help="Run folder of `wsiseg finetune`. [default: the packaged model of nuclei in H&E]",
 )
 @click.option(
     "-o",
@@ -59,10 +59,10 @@ def segment_command(
         start_probing()  # its imports go on beside ours
     from wsiseg.cli.segment_job import SegmentJob, run
     from wsiseg.models.checkpoint import load_checkpoint
+    from wsiseg.models.packaged import packaged_model
     from wsiseg.slides.cohort import resolve_slides
 
-    if model is None:
-        raise click.UsageError("--model RUN is needed: the run folder of `wsiseg finetune`")
+    model = model or packaged_model()
     load_checkpoint(model, kind="segmenter")  # a wrong model is one error, not one per slide
     entries = resolve_slides(slides, slide_mpp=config.slide_mpp).entries
     if is_geojson(output) and len(entries) != 1:
@@ -83,7 +83,16 @@ def segment_command(
         jobs,
         slide_ids=[e.slide_id for e in entries],
         label="segment",
-        columns=("features", "vertices", "geojson_mb", "area_mm2", "seam_score", "seconds", "note"),
+        columns=(
+            "features",
+            "vertices",
+            "geojson_mb",
+            "area_mm2",
+            "seam_score",
+            "network_waits",
+            "seconds",
+            "note",
+        ),
         workers=workers,
         scheduler=scheduler,
         as_json=as_json,

@@ -48,6 +48,7 @@ class SlideResult:
     geojson_mb: float
     area_mm2: dict[str, float]
     seam_score: float | None
+    network_waits: float | None
     seconds: float
     output: str
     note: str = ""
@@ -75,6 +76,7 @@ def run(job: SegmentJob, *, progress: Progress | None = None) -> SlideResult:
         geojson_mb=round(exported.size_bytes / 1e6, 3),
         area_mm2={k: round(v / 1e6, 4) for k, v in segmented.area_um2.items()},
         seam_score=segmented.seam_score,
+        network_waits=segmented.network_waits,
         seconds=round(time.perf_counter() - began, 2),
         output=str(job.geojson),
         note=segmented.note,

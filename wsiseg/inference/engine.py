@@ -1,25 +1,30 @@
 """Run the network over many windows: reading, the device and the caller overlap.
 
-On a CPU every window is one single-threaded call and the cores work on different windows. That is
-faster than all cores on one window (1.9 x against batches of 8, measured on two cores), and the
-result is the same for any number of threads, which a sum split among threads would not be. On a
-GPU windows go in batches of one fixed size, the last one filled up, since kernels are chosen by
-size and differ in the last bits.
+Reader threads fetch pixels ahead of the network. On a CPU every window is then one single-threaded
+call, and the cores work on different windows. That is faster than all cores on one window (1.9 x
+against batches of 8, measured on two cores), and the result is the same for any number of threads,
+which a sum split among threads would not be. On a GPU windows go in batches of one fixed size, the
+last one filled up, since kernels are chosen by size and differ in the last bits; a batch's result
+is copied back while the next one runs.
 """
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from wsiseg.inference.window import PROBABILITY_ONE
+from wsiseg.inference.blend import PROBABILITY_ONE
+from wsiseg.inference.meter import Meter, Use
+from wsiseg.inference.symmetry import mean_over, symmetries
 from wsiseg.models.inputs import to_network
-from wsiseg.models.segmenter import Segmenter
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -27,95 +32,192 @@ ResultT = TypeVar("ResultT")
 Read = Callable[[ItemT], npt.NDArray[np.uint8]]
 """Gives the pixels uint8 (S, S, 3) of a window; called from several threads."""
 
+Predicted = Generator[tuple[ItemT, npt.NDArray[np.int32]]]
+"""Windows with their foreground probabilities, int32 (num_labels - 1, S, S) in 65535ths."""
+
+WINDOWS_AHEAD = 6
+"""Per lane or batch slot: how far reading may run ahead, so that neither a slow read nor a pause
+of the caller (it resolves a row of windows in some 0.1 s) leaves the network without work."""
+
 
 class Engine:
     """A segmenter on a device.
 
-    `batch_size` counts only on a GPU; `num_readers` are threads that read ahead for it.
+    `batch_size` counts only on a GPU; `num_readers` are threads that read ahead.
     """
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        segmenter: nn.Module,
         device: torch.device,
         *,
         batch_size: int,
         num_readers: int,
         amp: bool,
+        tta: str = "none",
     ) -> None:
+        """Move the segmenter to the device.
+
+        Parameters
+        ----------
+        segmenter
+            Logits (N, num_labels, H, W) of images (N, 3, H, W) in [-1, 1]: a `Segmenter`.
+        tta
+            Test-time augmentation, a name of `wsiseg.inference.symmetry`.
+        """
         self._segmenter = segmenter.to(device).eval()
         self._device = device
         self._batch_size = batch_size
         self._num_readers = num_readers
         self._amp = amp and device.type == "cuda"
+        self._symmetries = symmetries(tta)
+        self._lanes = torch.get_num_threads() if device.type == "cpu" else 1
+        self._meter = Meter(self._lanes)
 
-    def run(
-        self, windows: Iterable[ItemT], read: Read[ItemT]
-    ) -> Generator[tuple[ItemT, npt.NDArray[np.int32]]]:
+    @property
+    def use(self) -> Use:
+        """Where the time of the last `run` went, so far."""
+        return self._meter.use
+
+    def run(self, windows: Iterable[ItemT], read: Read[ItemT]) -> Predicted[ItemT]:
         """Yield each window with its foreground probabilities, in the order given.
 
         The probabilities are int32 (num_labels - 1, S, S) in 65535ths.
         """
+        self._meter = Meter(self._lanes)
+        self._meter.begin()
         if self._device.type == "cpu":
-            return self._run_on_cpu(windows, read)
+            return self._run_in_lanes(windows, read)
         return self._run_in_batches(windows, read)
 
-    def _run_on_cpu(
-        self, windows: Iterable[ItemT], read: Read[ItemT]
-    ) -> Generator[tuple[ItemT, npt.NDArray[np.int32]]]:
-        def predict(window: ItemT) -> npt.NDArray[np.int32]:
-            probabilities: npt.NDArray[np.int32] = self._predict(read(window)[None])[0].numpy()
+    def _read_with(self, read: Read[ItemT]) -> Read[ItemT]:
+        meter = self._meter
+
+        def timed(window: ItemT) -> npt.NDArray[np.uint8]:
+            with meter.reading():
+                return read(window)
+
+        return timed
+
+    def _run_in_lanes(self, windows: Iterable[ItemT], read: Read[ItemT]) -> Predicted[ItemT]:
+        timed, meter = self._read_with(read), self._meter
+
+        def predict(pixels: Future[npt.NDArray[np.uint8]]) -> npt.NDArray[np.int32]:
+            image = pixels.result()
+            with meter.network():
+                probabilities: npt.NDArray[np.int32] = self._predict(image[None])[0].numpy()
             return probabilities
 
-        num_threads = torch.get_num_threads()
-        with _intra_op_threads(1), ThreadPoolExecutor(num_threads) as pool:
-            yield from _map_ahead(pool, predict, windows, ahead=2 * num_threads)
+        with (
+            _intra_op_threads(1),
+            ThreadPoolExecutor(self._num_readers) as readers,
+            ThreadPoolExecutor(self._lanes) as lanes,
+        ):
 
-    def _run_in_batches(
-        self, windows: Iterable[ItemT], read: Read[ItemT]
-    ) -> Generator[tuple[ItemT, npt.NDArray[np.int32]]]:
-        launched: tuple[list[ItemT], torch.Tensor] | None = None
+            def submit(window: ItemT) -> Future[npt.NDArray[np.int32]]:
+                return lanes.submit(predict, readers.submit(timed, window))
+
+            yield from _map_ahead(submit, windows, ahead=WINDOWS_AHEAD * self._lanes)
+
+    def _run_in_batches(self, windows: Iterable[ItemT], read: Read[ItemT]) -> Predicted[ItemT]:
+        timed = self._read_with(read)
+        launched: deque[_Launched[ItemT]] = deque()
         with ThreadPoolExecutor(self._num_readers) as pool:
-            pixels = _map_ahead(pool, read, windows, ahead=3 * self._batch_size)
+            pixels = _map_ahead(
+                lambda window: pool.submit(timed, window),
+                windows,
+                ahead=WINDOWS_AHEAD * self._batch_size,
+            )
             for batch in _batches(pixels, self._batch_size):
-                images = np.stack([image for _, image in batch])
-                lacking = self._batch_size - len(batch)
-                filled = np.concatenate([images, np.repeat(images[-1:], lacking, axis=0)])
-                result = self._predict(filled)
-                if launched is not None:  # while the device works on the next
-                    yield from _collect(*launched)
-                launched = [window for window, _ in batch], result
-        if launched is not None:
-            yield from _collect(*launched)
+                launched.append(self._launch(batch))
+                if len(launched) > 1:  # the device has the next one already
+                    yield from launched.popleft().collect(self._meter)
+        while launched:
+            yield from launched.popleft().collect(self._meter)
+
+    def _launch(self, batch: list[tuple[ItemT, npt.NDArray[np.uint8]]]) -> "_Launched[ItemT]":
+        images = np.stack([image for _, image in batch])
+        lacking = self._batch_size - len(batch)
+        filled = np.concatenate([images, np.repeat(images[-1:], lacking, axis=0)])
+        clock = _Clock(self._device)
+        result = self._predict(filled)
+        if self._device.type == "cuda":  # into pinned memory, behind the network, without waiting
+            host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+            result = host.copy_(result, non_blocking=True)
+        else:
+            result = result.cpu()
+        clock.stop()
+        return _Launched([window for window, _ in batch], result, clock)
 
     @torch.inference_mode()
     def _predict(self, images: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Return int32 (N, num_labels - 1, S, S) of uint8 (N, S, S, 3), still on the device."""
-        x = to_network(torch.from_numpy(images).to(self._device))
+        images_NHWC = torch.from_numpy(images)
+        if self._device.type == "cuda":
+            images_NHWC = images_NHWC.pin_memory()
+        x_NCHW = to_network(images_NHWC.to(self._device, non_blocking=True))
+        return mean_over(self._symmetries, self._foreground, x_NCHW)
+
+    def _foreground(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return int32 (N, num_labels - 1, H, W) probabilities in 65535ths."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._amp):
-            logits = self._segmenter(x)
-        probabilities = torch.softmax(logits.float(), dim=1)[:, 1:]
-        return (probabilities * PROBABILITY_ONE).round_().to(torch.int32)
+            logits_NCHW = self._segmenter(x_NCHW)
+        probabilities_NCHW = torch.softmax(logits_NCHW.float(), dim=1)[:, 1:]
+        return (probabilities_NCHW * PROBABILITY_ONE).round_().to(torch.int32)
 
 
-def _collect(
-    windows: list[ItemT], result: torch.Tensor
-) -> Iterator[tuple[ItemT, npt.NDArray[np.int32]]]:
-    yield from zip(windows, result.cpu().numpy(), strict=False)  # what fills the batch is dropped
+class _Clock:
+    """Time that a device spends on what is launched between creation and `stop`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._began_s = time.perf_counter()
+        self._seconds = 0.0
+        if self._is_cuda:
+            self._first, self._last = (
+                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                for _ in range(2)
+            )
+            self._first.record()
+
+    def stop(self) -> None:
+        """Mark the end of what was launched; elsewhere than on CUDA it has ended by now."""
+        if self._is_cuda:
+            self._last.record()
+        else:
+            self._seconds = time.perf_counter() - self._began_s
+
+    def wait(self) -> float:
+        """Wait for the end and return the seconds."""
+        if not self._is_cuda:
+            return self._seconds
+        self._last.synchronize()
+        return float(self._first.elapsed_time(self._last)) / 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched(Generic[ItemT]):
+    """A batch under way on the device: (N, num_labels - 1, S, S), filled up beyond its windows."""
+
+    windows: list[ItemT]
+    result: torch.Tensor  # on the CPU once `clock` has ended
+    clock: _Clock
+
+    def collect(self, meter: Meter) -> Iterator[tuple[ItemT, npt.NDArray[np.int32]]]:
+        """Wait for the batch and yield its windows; what fills it up is dropped."""
+        seconds = self.clock.wait()
+        meter.add_network(seconds, windows=len(self.windows))
+        yield from zip(self.windows, self.result.numpy(), strict=False)
 
 
 def _map_ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[ItemT], ResultT],
-    items: Iterable[ItemT],
-    *,
-    ahead: int,
-) -> Iterator[tuple[ItemT, ResultT]]:
-    """Yield (item, function(item)) in order, with up to `ahead` of them under way."""
+    submit: Callable[[ItemT], Future[ResultT]], items: Iterable[ItemT], *, ahead: int
+) -> Generator[tuple[ItemT, ResultT]]:
+    """Yield (item, its result) in order, with up to `ahead` of them under way."""
     waiting: deque[tuple[ItemT, Future[ResultT]]] = deque()
     try:
         for item in items:
-            waiting.append((item, pool.submit(function, item)))
+            waiting.append((item, submit(item)))
             if len(waiting) >= ahead:
                 first, future = waiting.popleft()
                 yield first, future.result()

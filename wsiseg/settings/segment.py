@@ -29,8 +29,18 @@ class SegmentConfig:
         minimum=0.0,
         maximum=0.75,
     )
+    tta: str = setting(
+        "none",
+        "Test-time augmentation: mean over 'flips' (4 network calls per window), over 'dihedral' "
+        "flips and quarter turns (8), or 'none'.",
+        choices=("none", "flips", "dihedral"),
+    )
     batch_size: int = setting(
-        8, "Windows per network call.", flag="--batch-size -b", minimum=1, affects_result=False
+        8,
+        "Windows per network call on a GPU; a CPU takes one per core.",
+        flag="--batch-size -b",
+        minimum=1,
+        affects_result=False,
     )
     num_workers: int = setting(
         2,

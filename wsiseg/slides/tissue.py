@@ -54,6 +54,17 @@ class TissueMask:
         grid = TileGrid(raster, 1, 1, np.array([[box.x, box.y]]))
         return float(self._fractions(grid, box.width, box.height)[0])
 
+    def covers(self, raster: Raster, box: Box) -> bool:
+        """Whether all of a box of another raster is tissue; then `at` is true throughout."""
+        # `at` looks as far as the next pixel of the mask.
+        margin_x = math.ceil(self.raster.downsample_x / raster.downsample_x)
+        margin_y = math.ceil(self.raster.downsample_y / raster.downsample_y)
+        grown = Box(
+            box.x - margin_x, box.y - margin_y,
+            box.width + 2 * margin_x, box.height + 2 * margin_y,
+        )  # fmt: skip
+        return self.fraction(grown.intersection(raster.box), raster) >= 1 - 1e-9
+
     def at(self, raster: Raster, box: Box) -> Mask:
         """Return whether each pixel of a box of another raster is tissue: bool (h, w).
 

@@ -10,6 +10,7 @@ from wsiseg.config import result_settings
 from wsiseg.errors import ConfigError, NoTissueError
 from wsiseg.grid import TileGrid
 from wsiseg.inference.engine import Engine
+from wsiseg.inference.meter import Use, total
 from wsiseg.inference.overlay import write_overlay
 from wsiseg.inference.predict import predict_slide
 from wsiseg.inference.survey import survey_mask
@@ -31,13 +32,19 @@ TISSUE_MARGIN_UM = 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentSummary:
-    """What came of one slide."""
+    """What came of one slide.
+
+    `seam_score` : see `wsiseg.inference.survey.Survey`. `network_waits` : share of the time from
+    the first window to the last in which the network had nothing to do; None if nothing was left
+    to predict.
+    """
 
     slide_id: str
     mpp: float
     windows: int
     area_um2: dict[str, float]
     seam_score: float | None
+    network_waits: float | None
     seconds: float
     output: str
     note: str = ""
@@ -76,6 +83,7 @@ def run(
     # First of all: what is no file, or ends the process that reads it, must not be read here.
     probe_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp)
     checkpoint = load_checkpoint(model, kind="segmenter")
+    uses: list[Use] = []
     with open_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp) as slide:
         info = _run_info(config, entry, checkpoint.digest)
         tissue = _tissue(slide, config)
@@ -93,31 +101,36 @@ def run(
                 chunk_px=config.chunk,
                 overwrite=overwrite,
             ) as writer:
-                engine = Engine(
-                    checkpoint.build(),
-                    resolve_device(config.device),
-                    batch_size=config.batch_size,
-                    num_readers=config.num_workers,
-                    amp=config.amp,
-                )
-                predict_slide(
-                    slide, engine, writer, windows,
+                uses = predict_slide(
+                    slide, _engine(config, checkpoint), writer, windows,
                     tissue=tissue, progress=progress or SilentProgress(),
                 )  # fmt: skip
                 writer.finish()
         mask = SlideMask.open(output)
+        survey = survey_mask(mask, windows)
         if overlay is not None and not (is_finished and overlay.exists()):
-            write_overlay(slide, mask, overlay)
-    survey = survey_mask(mask, windows)
+            write_overlay(slide, mask, overlay, area_um2=survey.area_um2)
     return SegmentSummary(
         slide_id=entry.slide_id,
         mpp=round(windows.raster.mpp, 4),
         windows=len(windows),
         area_um2=survey.area_um2,
         seam_score=survey.seam_score,
+        network_waits=round(total(uses).waiting, 4) if uses else None,
         seconds=round(time.perf_counter() - began, 2),
         output=str(output),
         note="already done" if is_finished else "",
+    )
+
+
+def _engine(config: SegmentConfig, checkpoint: SegmenterCheckpoint) -> Engine:
+    return Engine(
+        checkpoint.build(),
+        resolve_device(config.device),
+        batch_size=config.batch_size,
+        num_readers=config.num_workers,
+        amp=config.amp,
+        tta=config.tta,
     )
 
 

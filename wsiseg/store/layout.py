@@ -15,7 +15,9 @@ from wsiseg.geometry import Raster
 from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
 from wsiseg.store.ledger import LEDGER, check_sizes, read_ledger
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS: Mapping["Kind", int] = {"tiles": 1, "mask": 2}
+"""The newest version of each kind that this wsiseg reads, and the one that it writes."""
+
 ATTRIBUTES = "wsiseg"
 """Key of our attributes in the group's `zarr.json`."""
 
@@ -61,10 +63,10 @@ def read_attributes(path: Path, kind: Kind) -> dict[str, Any]:
     if not isinstance(version, int) or version < 1:
         msg = f"store '{path}': has no valid format version ({version!r})"
         raise StoreError(msg)
-    if version > FORMAT_VERSION:
+    if version > FORMAT_VERSIONS[kind]:
         msg = (
-            f"store '{path}': has format version {version}, newer than {FORMAT_VERSION}, the "
-            "newest this wsiseg reads; upgrade wsiseg"
+            f"store '{path}': has format version {version}, newer than {FORMAT_VERSIONS[kind]}, "
+            "the newest this wsiseg reads; upgrade wsiseg"
         )
         raise StoreError(msg)
     if attributes.get("kind") != kind:

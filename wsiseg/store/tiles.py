@@ -139,7 +139,7 @@ class TileStore:
             Drop unfinished work; a finished store stays until the new one replaces it.
         """
         attributes = {
-            "format_version": layout.FORMAT_VERSION,
+            "format_version": layout.FORMAT_VERSIONS["tiles"],
             "kind": "tiles",
             "raster": layout.raster_to_dict(raster),
             "tile_size_px": tile_size_px,

@@ -1,0 +1,210 @@
+"""MaskWriter: fills a slide mask chunk by chunk, resumes where it was killed, builds pyramids."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from wsiseg import outputs
+from wsiseg.classes import IGNORE, ClassTable
+from wsiseg.errors import StoreError
+from wsiseg.geometry import Box, Raster
+from wsiseg.runinfo import check_same_run, fingerprint_of
+from wsiseg.store import layout, ngff
+from wsiseg.store.ledger import Journal
+
+UInt8 = npt.NDArray[np.uint8]
+
+PROBABILITY = "probability"
+"""Name of the group that holds the probability's pyramid."""
+
+
+class MaskWriter:
+    """Writes a slide mask chunk by chunk; a context manager that holds the output's lock.
+
+    The work lies at `<path>.partial` and is renamed by `finish`. One thread writes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        attributes: dict[str, Any],
+        raster: Raster,
+        classes: ClassTable,
+        *,
+        overwrite: bool,
+    ) -> None:
+        """Use `SlideMask.create`."""
+        self.raster = raster
+        self.chunk_px = int(attributes["chunk_px"])
+        self.has_probability = bool(attributes["has_probability"])
+        self.num_labels = classes.num_labels
+        self._num_levels = ngff.num_pyramid_levels(raster.width_px, raster.height_px)
+        self._path = path
+        self._partial = outputs.partial_path(path)
+        self._attributes = attributes
+        self._classes = classes
+        self._overwrite = overwrite
+        self._lock = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Take the lock and open or begin the unfinished mask."""
+        self._lock.enter_context(outputs.output_lock(self._path))
+        try:
+            if self._overwrite or not (self._partial / "zarr.json").exists():
+                outputs.remove_tree(self._partial)
+                self._begin()
+            else:
+                self._check_resumable()
+            group = zarr.open_group(self._partial, mode="r+")
+            self._labels = self._levels(group, "")
+            self._probability = self._levels(group, f"{PROBABILITY}/")
+            self._journal = Journal(self._partial)
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Drop the lock; unfinished work stays for the next run to go on with."""
+        self._lock.close()
+
+    def _begin(self) -> None:
+        new = outputs.partial_path(self._path.with_name(self._path.name + ".new"))
+        outputs.remove_tree(new)
+        group = zarr.create_group(
+            new,
+            attributes={
+                layout.ATTRIBUTES: self._attributes,
+                "ome": ngff.label_attributes(self.raster, self._classes),
+            },
+        )
+        self._create_levels(group, fill=IGNORE)
+        if self.has_probability:
+            ome = ngff.image_attributes(self.raster, PROBABILITY)
+            self._create_levels(group.create_group(PROBABILITY, attributes={"ome": ome}), fill=0)
+        new.rename(self._partial)
+
+    def _create_levels(self, group: zarr.Group, *, fill: int) -> None:
+        for level in range(self._num_levels):
+            group.create_array(
+                str(level),
+                shape=ngff.level_shape(self.raster, level),
+                chunks=(self.chunk_px, self.chunk_px),
+                dtype="uint8",
+                compressors=layout.checked_zstd(),
+                fill_value=fill,
+                dimension_names=("y", "x"),
+            )
+
+    def _check_resumable(self) -> None:
+        found = layout.read_attributes(self._partial, "mask")
+        wanted = fingerprint_of(self._attributes["run"])
+        check_same_run(fingerprint_of(found["run"]), wanted, output=self._partial)
+        if found["format_version"] != self._attributes["format_version"]:
+            msg = f"store '{self._partial}': begun by another wsiseg; start with --overwrite"
+            raise StoreError(msg)
+        if found["raster"] != self._attributes["raster"]:
+            msg = f"store '{self._partial}': lies on another pixel grid; start with --overwrite"
+            raise StoreError(msg)
+        self.chunk_px = int(found["chunk_px"])
+
+    def _levels(self, group: zarr.Group, prefix: str) -> list["zarr.Array[Any]"]:
+        if prefix and not self.has_probability:
+            return []
+        return [layout.array(group, f"{prefix}{level}") for level in range(self._num_levels)]
+
+    @property
+    def chunk_grid(self) -> tuple[int, int]:
+        """Number of chunks as (rows, columns)."""
+        side = self.chunk_px
+        return -(-self.raster.height_px // side), -(-self.raster.width_px // side)
+
+    def chunk_box(self, row: int, column: int) -> Box:
+        """Return the part of the raster that a chunk covers; smaller at the far edges."""
+        side = self.chunk_px
+        return Box(column * side, row * side, side, side).intersection(self.raster.box)
+
+    def pending_chunks(self) -> list[tuple[int, int]]:
+        """Return (row, column) of the chunks that are still to be written, in order."""
+        rows, columns = self.chunk_grid
+        return [
+            (r, c)
+            for r in range(rows)
+            for c in range(columns)
+            if not self._journal.is_done(f"{r}/{c}")
+        ]
+
+    def write_chunk(
+        self, row: int, column: int, labels: UInt8, probability: UInt8 | None = None
+    ) -> None:
+        """Write one chunk; on return it is committed.
+
+        Parameters
+        ----------
+        labels, probability
+            uint8, the shape of `chunk_box`; probability exactly if the mask has it.
+        """
+        box = self.chunk_box(row, column)
+        if (probability is not None) != self.has_probability:
+            msg = f"chunk {row, column}: probability must be given exactly if the mask has it"
+            raise ValueError(msg)
+        files = []
+        arrays = [self._labels[0], *self._probability[:1]]
+        for array, values in zip(arrays, (labels, probability), strict=False):
+            if (
+                values is None
+                or values.shape != (box.height, box.width)
+                or values.dtype != np.uint8
+            ):
+                msg = f"chunk {row, column}: {array.name} must be uint8 and fill {box}"
+                raise ValueError(msg)
+            array[box.y : box.bottom, box.x : box.right] = values
+            files.append(self._partial / array.path / "c" / str(row) / str(column))
+        self._journal.commit(f"{row}/{column}", files)
+
+    def skip_chunks(self, chunks: Iterable[tuple[int, int]]) -> None:
+        """Commit chunks (row, column) in which nothing was predicted; they are not stored."""
+        for row, column in chunks:
+            self._journal.commit(f"{row}/{column}", [])
+
+    def read(self, box: Box) -> UInt8:
+        """Return labels written so far: uint8 (box.height, box.width), box inside the raster."""
+        return np.asarray(self._labels[0][box.y : box.bottom, box.x : box.right])
+
+    def finish(self) -> None:
+        """Build the pyramids, seal the mask and give it its final name."""
+        if pending := self.pending_chunks():
+            msg = f"store '{self._path}': chunks {pending[:5]} are not written yet"
+            raise StoreError(msg)
+        for level in range(1, self._num_levels):
+            self._build_level(self._labels, level, ngff.halve)
+            if self._probability:
+                self._build_level(self._probability, level, ngff.halve_mean)
+        self._journal.finalise()
+        outputs.promote_folder(self._partial, self._path)
+
+    def _build_level(
+        self, levels: "list[zarr.Array[Any]]", level: int, halve: Callable[[UInt8], UInt8]
+    ) -> None:
+        above, target = levels[level - 1], levels[level]
+        folder = self._partial / above.path / "c"
+        side = self.chunk_px
+        for row in range(-(-target.shape[0] // side)):
+            for column in range(-(-target.shape[1] // side)):
+                places = [(2 * row + i, 2 * column + j) for i in (0, 1) for j in (0, 1)]
+                if not any((folder / str(r) / str(c)).exists() for r, c in places):
+                    continue  # nothing but fill value, which stays unwritten
+                y, x = row * side, column * side
+                half = halve(np.asarray(above[2 * y : 2 * (y + side), 2 * x : 2 * (x + side)]))
+                target[y : y + half.shape[0], x : x + half.shape[1]] = half
