@@ -41,7 +41,7 @@ def random_network(num_labels=3, seed=0, scale=1.0):
     """A U-Net of the real kind with random weights, as a segmenter of time step 0."""
     torch.manual_seed(seed)
     unet = UNet(NETWORK, out_channels=num_labels)
-    unet.to(memory_format=torch.channels_last)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # not in its stubs
 
     class Network(nn.Module):
         def __init__(self):

@@ -129,7 +129,8 @@ def test_a_mask_without_probabilities_has_areas_only(slide, tmp_path):
     windows = windows_of(slide, 0.5)
     with SlideMask.create(
         tmp_path / "m.zarr", raster=windows.raster, slide=slide.meta.to_dict(), classes=CLASSES,
-        run=RunInfo(stage="segment", config={}), model_digest="", with_probability=False, chunk_px=100,
+        run=RunInfo(stage="segment", config={}), model_digest="",
+        with_probability=False, chunk_px=100,
     ) as writer:  # fmt: skip
         for row, column in writer.pending_chunks():
             box = writer.chunk_box(row, column)

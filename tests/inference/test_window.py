@@ -97,7 +97,8 @@ grids = st.tuples(
 def test_the_band_gives_exactly_what_the_whole_slide_in_memory_would(
     shape, num_labels, keep, block_px
 ):
-    grid = grid_of(*shape, keep)
+    width, height, size, overlap = shape
+    grid = grid_of(width, height, size, overlap, keep)
     got = through_band(grid, num_labels, block_px=block_px)
     for ours, wanted in zip(got, dense(grid, num_labels), strict=True):
         np.testing.assert_array_equal(ours, wanted)
@@ -112,7 +113,8 @@ def test_the_band_gives_exactly_what_the_whole_slide_in_memory_would(
 )
 @settings(max_examples=60, deadline=None)
 def test_a_part_of_the_slide_is_the_same_alone(shape, top, left, width, keep):
-    grid = grid_of(*shape, keep)
+    width, height, size, overlap = shape
+    grid = grid_of(width, height, size, overlap, keep)
     top = min(top, grid.raster.height_px - 1)
     left = min(left, grid.raster.width_px - 1)
     right = min(left + width, grid.raster.width_px)

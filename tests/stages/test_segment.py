@@ -107,7 +107,9 @@ def test_a_finished_mask_is_kept_and_its_figures_told_again(segmented, slide, mo
 
 def contents(folder):
     mask = SlideMask.open(folder)
-    return mask.read(mask.raster.box).tobytes(), mask.read_probability(mask.raster.box).tobytes()
+    probability = mask.read_probability(mask.raster.box)
+    assert probability is not None
+    return mask.read(mask.raster.box).tobytes(), probability.tobytes()
 
 
 @pytest.mark.parametrize("config", [
