@@ -94,14 +94,14 @@ def assert_is(mask, wanted):
 
 
 @given(
-    chunk_px=st.integers(17, 260),
+    chunk_px=st.integers(37, 260),
     num_threads=st.integers(1, 4),
     num_readers=st.integers(1, 4),
     batch_size=st.integers(1, 9),
     interruptions=st.lists(st.integers(1, 60), max_size=3),
     band_bytes=st.sampled_from([1, 40_000, 1 << 29]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_the_mask_is_that_of_one_pass_in_memory(
     slide, wanted, tmp_path_factory, chunk_px, num_threads, num_readers, batch_size,
     interruptions, band_bytes,
@@ -116,6 +116,7 @@ def test_the_mask_is_that_of_one_pass_in_memory(
             try:
                 write_mask(path, slide, NETWORK, windows_of(slide, 0.5),
                            progress=Interrupts(at), **options)  # fmt: skip
+                break  # less was left than the interruption waits for
             except KeyboardInterrupt:
                 assert not path.exists()
         mask, _ = write_mask(path, slide, NETWORK, windows_of(slide, 0.5), **options)
