@@ -19,8 +19,13 @@ UInt8 = npt.NDArray[np.uint8]
 
 _SOI = b"\xff\xd8"
 _EOI = b"\xff\xd9"
+_MAX_PADDING_BYTES = 64
+"""Some writers fill up tiles behind the end of the stream."""
+
 _START_OF_SCAN = 0xDA
-_ADOBE = 0xEE
+_COLOR_HINTS = frozenset({(0xE0, b"JFIF"), (0xEE, b"Adob")})
+"""APP0 means YCbCr, whatever follows; APP14 says by a number which it is."""
+
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended and progressive Huffman frames: what libjpeg-turbo decodes at 8 bits."""
 
@@ -64,10 +69,22 @@ def complete_jpeg(data: bytes, tables: bytes | None, color: Color) -> bytes:
     Raises
     ------
     ValueError
-        `data` is not a JPEG stream.
+        `data` is not a JPEG stream, or is cut off.
     """
-    _, adobe = _scan_header(data)
-    body = data[2:] if adobe is None else data[2 : adobe[0]] + data[adobe[1] :]
+    if _EOI not in data[-_MAX_PADDING_BYTES:]:
+        msg = "a JPEG stream that is cut off"
+        raise ValueError(msg)
+    return _complete(data, tables, color, _scan_header(data)[1])
+
+
+def _complete(
+    data: bytes, tables: bytes | None, color: Color, hints: list[tuple[int, int]]
+) -> bytes:
+    body, place = b"", 2
+    for begin, end in hints:
+        body += data[place:begin]
+        place = end
+    body += data[place:]
     shared = b"" if tables is None else tables[2 : tables.rfind(_EOI)]
     marker = b"" if color == "gray" else _ADOBE_SEGMENT + bytes([int(color == "ycbcr")])
     return b"".join((_SOI, marker, shared, body))
@@ -79,25 +96,26 @@ def read_frame(data: bytes) -> Frame:
     return frame
 
 
-def _scan_header(data: bytes) -> tuple[Frame, tuple[int, int] | None]:
-    """Return the frame, and where the Adobe segment begins and ends if there is one."""
+def _scan_header(data: bytes) -> tuple[Frame, list[tuple[int, int]]]:
+    """Return the frame, and the segments from which a decoder guesses the colour space."""
     if data[:2] != _SOI:
         msg = "not a JPEG stream"
         raise ValueError(msg)
-    place, adobe, frame = 2, None, None
+    place, frame = 2, None
+    hints: list[tuple[int, int]] = []
     while place + 4 <= len(data) and data[place] == 0xFF:
         kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if kind == _START_OF_SCAN:
             break
-        if kind == _ADOBE and data[place + 4 : place + 9] == b"Adobe":
-            adobe = place, place + 2 + length
+        if (kind, data[place + 4 : place + 8]) in _COLOR_HINTS:
+            hints.append((place, place + 2 + length))
         elif kind in _FRAMES:
             frame = _parse_frame(data[place + 4 : place + 2 + length])
         place += 2 + length
     if frame is None:
         msg = "a JPEG stream without a frame of 8 bits"
         raise ValueError(msg)
-    return frame, adobe
+    return frame, hints
 
 
 def _parse_frame(segment: bytes) -> Frame:
@@ -109,6 +127,21 @@ def _parse_frame(segment: bytes) -> Frame:
     sampling = tuple((segment[7 + 3 * i] >> 4, segment[7 + 3 * i] & 15) for i in range(num))
     height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
     return Frame(width, height, sampling)
+
+
+def decode_tile(
+    data: bytes,
+    *,
+    tables: bytes | None,
+    color: Color,
+    width_px: int,
+    height_px: int,
+    factor: int = 1,
+) -> UInt8:
+    """Decode a tile as it lies in a TIFF; see `complete_jpeg` and `decode_jpeg`."""
+    frame, hints = _scan_header(data)
+    stream = _complete(data, tables, color, hints)
+    return _decode(stream, frame, width_px, height_px, factor)
 
 
 def decode_jpeg(data: bytes, *, width_px: int, height_px: int, factor: int = 1) -> UInt8:
@@ -124,13 +157,17 @@ def decode_jpeg(data: bytes, *, width_px: int, height_px: int, factor: int = 1) 
     ValueError
         The stream is damaged in any way, or has another size.
     """
-    frame = read_frame(data)  # before anything of the size that it claims is allocated
+    return _decode(data, read_frame(data), width_px, height_px, factor)
+
+
+def _decode(stream: bytes, frame: Frame, width_px: int, height_px: int, factor: int) -> UInt8:
+    # Before anything of the size that the stream claims is allocated.
     if (frame.width_px, frame.height_px) != (width_px, height_px):
         msg = f"a JPEG of {frame.width_px} x {frame.height_px} px, not {width_px} x {height_px}"
         raise ValueError(msg)
     width, height = -(-width_px // factor), -(-height_px // factor)
     pixels: UInt8 = simplejpeg.decode_jpeg(
-        data, colorspace="RGB", min_width=width, min_height=height, min_factor=factor
+        stream, colorspace="RGB", min_width=width, min_height=height, min_factor=factor
     )
     if pixels.shape != (height, width, 3):
         msg = f"decoded to {pixels.shape}, not to {height} x {width} px of RGB"

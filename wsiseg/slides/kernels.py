@@ -18,9 +18,9 @@ def average(
     columns_x: npt.NDArray[np.int32],
     weights_x: npt.NDArray[np.int32],
 ) -> None:
-    """Fill `out` uint8 (H, W, C) with weighted means of `pixels` uint8 (h, w, C); see `Taps`."""
-    num_y, num_x, channels = out.shape
-    length = pixels.shape[1] * channels
+    """Fill `out` uint8 (H, W, 3) with weighted means of `pixels` uint8 (h, w, 3); see `Taps`."""
+    num_y, num_x = out.shape[:2]
+    length = pixels.shape[1] * 3
     lines = pixels.reshape(pixels.shape[0], length)
     down = np.empty(length, np.int32)
     half = np.int32(1 << (2 * WEIGHT_BITS - 1))
@@ -31,11 +31,15 @@ def average(
             for k in range(length):
                 down[k] += weight * np.int32(line[k])
         for x in range(num_x):
-            for c in range(channels):
-                total = half
-                for j in range(starts_x[x], starts_x[x + 1]):
-                    total += weights_x[j] * down[columns_x[j] * channels + c]
-                out[y, x, c] = total >> (2 * WEIGHT_BITS)
+            red = green = blue = half
+            for j in range(starts_x[x], starts_x[x + 1]):
+                weight, place = weights_x[j], 3 * columns_x[j]
+                red += weight * down[place]
+                green += weight * down[place + 1]
+                blue += weight * down[place + 2]
+            out[y, x, 0] = red >> (2 * WEIGHT_BITS)
+            out[y, x, 1] = green >> (2 * WEIGHT_BITS)
+            out[y, x, 2] = blue >> (2 * WEIGHT_BITS)
 
 
 @numba.njit(cache=True, nogil=True)

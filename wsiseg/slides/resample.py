@@ -61,10 +61,10 @@ def area_taps(start: int, stop: int, *, scale: float, size: int) -> Taps:
 
 
 def apply_taps(pixels: npt.NDArray[np.uint8], taps_y: Taps, taps_x: Taps) -> npt.NDArray[np.uint8]:
-    """Return uint8 (targets y, targets x, C) of the source pixels uint8 (h, w, C) of the taps."""
+    """Return uint8 (targets y, targets x, 3) of the source pixels uint8 (h, w, 3) of the taps."""
     from wsiseg.slides.kernels import average  # numba: what reads stored levels only needs none
 
-    out = np.empty((taps_y.num_targets, taps_x.num_targets, pixels.shape[2]), np.uint8)
+    out = np.empty((taps_y.num_targets, taps_x.num_targets, 3), np.uint8)
     average(
         np.ascontiguousarray(pixels), out,
         taps_y.starts, taps_y.columns, taps_y.weights,
@@ -74,7 +74,7 @@ def apply_taps(pixels: npt.NDArray[np.uint8], taps_y: Taps, taps_x: Taps) -> npt
 
 
 def block_means(pixels: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
-    """Return uint8 (ceil(h / factor), ceil(w / factor), C); beyond the border its pixels repeat."""
+    """Return uint8 (ceil(h / factor), ceil(w / factor), 3); beyond the border its pixels repeat."""
     height, width = pixels.shape[:2]
     across = area_taps(0, -(-width // factor), scale=factor, size=width)
     down = area_taps(0, -(-height // factor), scale=factor, size=height)

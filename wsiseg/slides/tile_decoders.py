@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from wsiseg.jpeg import Color, complete_jpeg, decode_jpeg, read_frame
+from wsiseg.jpeg import Color, complete_jpeg, decode_tile, read_frame
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -59,8 +59,14 @@ class JpegTiles:
 
     def decode(self, data: bytes, index: int, factor: int) -> UInt8:
         """See TileDecoder."""
-        stream = self.complete(data)
-        return decode_jpeg(stream, width_px=self.width_px, height_px=self.height_px, factor=factor)
+        return decode_tile(
+            data,
+            tables=self.tables,
+            color=self.color,
+            width_px=self.width_px,
+            height_px=self.height_px,
+            factor=factor,
+        )
 
 
 @dataclass(frozen=True, slots=True)
