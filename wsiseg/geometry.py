@@ -122,11 +122,11 @@ def integer_downsample(size_l0_px: int, size_level_px: int) -> float:
     """Return the downsample of a stored level along one axis, in level-0 pixels per level pixel.
 
     Writers halve sizes and round, so 2967 px becomes 1483 px and the quotient 2.0007 is off by
-    one pixel at the far end. If a whole number explains the size within one pixel it is taken.
+    one pixel at the far end. If a whole number explains the size, rounded up or down, it is taken.
     """
     exact = size_l0_px / size_level_px
     nearest = round(exact)
-    if nearest >= 1 and abs(size_l0_px / nearest - size_level_px) <= 1:
+    if nearest >= 1 and abs(size_l0_px / nearest - size_level_px) < 1:
         return float(nearest)
     return exact
 
