@@ -62,6 +62,7 @@ def test_tables_of_the_page_are_put_into_the_tile(real_slide):
             tile, tables=page.jpegtables, color="rgb", width_px=240, height_px=240
         )  # fmt: skip
         wanted, _, _ = page.decode(tile, 40, jpegtables=page.jpegtables)
+        assert wanted is not None
     np.testing.assert_array_equal(pixels, wanted[0])
     np.testing.assert_array_equal(pixels, same)
 

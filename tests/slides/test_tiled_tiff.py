@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import openslide
@@ -23,7 +24,7 @@ from wsiseg.synthetic import SyntheticTissue, write_slide
 APERIO = "Aperio Image Library v11.2.1 \r\n%d x %d (128x128) Q=30|AppMag = 20|MPP = 0.4990"
 TISSUE = SyntheticTissue(width_px=1100, height_px=700, seed=5)
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "jpeg rgb": {"compression": "jpeg", "compressionargs": {"outcolorspace": "rgb"}},
     "jpeg 4:4:4": {"compression": "jpeg", "subsampling": (1, 1)},
     "jpeg 4:2:2": {"compression": "jpeg", "subsampling": (2, 1)},
@@ -59,7 +60,9 @@ def files(tmp_path_factory):
         path = write_levels(folder / f"{number}.svs", **options)
         theirs = openslide.OpenSlide(path)
         vendor = theirs.properties["openslide.vendor"]
-        found[kind] = theirs, TiledTiff.open(path, theirs.level_dimensions, vendor=vendor)
+        ours = TiledTiff.open(path, theirs.level_dimensions, vendor=vendor)
+        assert ours is not None
+        found[kind] = theirs, ours
     yield found
     for theirs, ours in found.values():
         theirs.close()
@@ -248,7 +251,12 @@ def test_a_mismatch_with_openslide_is_a_warning_and_openslides_pixels(tmp_path, 
     path = tmp_path / "two.tiff"
     full, _ = TISSUE.region(Box(0, 0, 1024, 640))
     half = np.ascontiguousarray(full[::2, ::2])
-    options = {"photometric": "rgb", "tile": (128, 128), "compression": "jpeg", "metadata": None}
+    options: dict[str, Any] = {
+        "photometric": "rgb",
+        "tile": (128, 128),
+        "compression": "jpeg",
+        "metadata": None,
+    }
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(full, resolution=(2e4, 2e4), resolutionunit="CENTIMETER", **options)
         tiff.write(255 - half, subfiletype=0, **options)
