@@ -13,9 +13,16 @@ from wsiseg.slides.reader import open_slide
 WIDTH, HEIGHT = 700, 500
 
 
-def coordinate_colours(width, height, step):
-    """Red and green count level-0 columns and rows from 0 to 250 and again, at pixel centres."""
-    x, y = ((np.arange(n) + 0.5) * step - 0.5 for n in (width, height))
+def coordinate_colours(width, height, down):
+    """Red and green count level-0 columns and rows from 0 to 250 and again, at pixel centres.
+
+    A whole downsample drops what is left over at the border, as writers that halve do; another
+    fits the slide into the level's size.
+    """
+    steps = (down, down) if float(down).is_integer() else (WIDTH / width, HEIGHT / height)
+    x, y = (
+        (np.arange(n) + 0.5) * step - 0.5 for n, step in zip((width, height), steps, strict=True)
+    )
     red, green = np.meshgrid(x % 250, y % 250)
     return np.rint(np.stack([red, green, 0 * red], axis=-1)).astype(np.uint8)
 
