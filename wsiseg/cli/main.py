@@ -73,6 +73,8 @@ def cli(*, verbose: bool, quiet: bool) -> None:
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", force=True)
     logging.getLogger("wsiseg").setLevel(level)
+    for library in ("tifffile", "PIL"):  # what they say of a damaged file, we say; theirs quotes it
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 class _Terminated(KeyboardInterrupt):

@@ -14,6 +14,7 @@ import openslide
 
 from wsiseg.errors import SlideOpenError, SlideReadError
 from wsiseg.geometry import Box, Raster, integer_downsample
+from wsiseg.slides.budget import check_tiff
 from wsiseg.slides.meta import SlideMeta, missing_mpp
 from wsiseg.slides.resample import apply_taps, area_taps
 from wsiseg.slides.resolution import Resolution, read_resolution
@@ -237,7 +238,9 @@ def _check_file(path: Path, place: str) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError):
             reason = "no such file"
-        msg = f"{place}: {reason}: {str(path)!r}"
+        # A cohort's slide_id is a pseudonym: the file's own name may be the patient's.
+        is_own_name = place == f"slide '{default_slide_id(path)}'"
+        msg = f"{place}: {reason}: {str(path)!r}" if is_own_name else f"{place}: {reason}"
         raise SlideOpenError(msg) from error
     if stat.S_ISDIR(status.st_mode):
         if is_for_tiatoolbox(path):
@@ -254,12 +257,18 @@ def _check_file(path: Path, place: str) -> None:
 
 def _open_source(path: Path, place: str) -> PixelSource:
     try:
-        if path.is_file() and openslide.OpenSlide.detect_format(path) is not None:
-            return OpenSlideSource(path, place=place)
+        if path.is_file():
+            check_tiff(path)
+            if openslide.OpenSlide.detect_format(path) is not None:
+                return OpenSlideSource(path, place=place)
     except openslide.OpenSlideError as error:
         if not is_for_tiatoolbox(path):
-            msg = f"{place}: OpenSlide cannot open it: {error}; is the file truncated or damaged?"
+            reason = str(error).replace(str(path), "the file")  # whose name may be a patient's
+            msg = f"{place}: OpenSlide cannot open it: {reason}; is the file truncated or damaged?"
             raise SlideOpenError(msg) from error
+    except ValueError as error:
+        msg = f"{place}: {error}; is the file damaged?"
+        raise SlideOpenError(msg) from error
     if is_for_tiatoolbox(path):
         return TiatoolboxSource(path, place=place)
     if path.name.lower().endswith(IMAGE_SUFFIXES):

@@ -18,6 +18,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from wsiseg.errors import SlideOpenError
 from wsiseg.geometry import Box
 from wsiseg.slides.blocks import BlockReader
+from wsiseg.slides.budget import check_budget
 from wsiseg.slides.tile_decoders import JpegTiles
 from wsiseg.slides.tiled_tiff import TiledTiff, TileLevel
 
@@ -107,11 +108,19 @@ class OpenSlideSource:
     """
 
     def __init__(self, path: Path, *, place: str) -> None:
-        """Open; raises openslide.OpenSlideError. `place` names the slide in warnings."""
+        """Open; raises openslide.OpenSlideError, or ValueError for claims beyond reason.
+
+        `place` names the slide in warnings.
+        """
         self._slide = openslide.OpenSlide(path)
         self.properties: Mapping[str, str] = dict(self._slide.properties)
         self.reader = f"openslide:{self.properties.get('openslide.vendor', 'unknown')}"
         self.level_sizes = tuple((int(w), int(h)) for w, h in self._slide.level_dimensions)
+        try:
+            check_budget(self.level_sizes, self.properties)
+        except ValueError:
+            self._slide.close()
+            raise
         self.background = _parse_color(self.properties.get("openslide.background-color", ""))
         self._downsamples = tuple(float(d) for d in self._slide.level_downsamples)
         self._blocks = BlockReader(self.level_sizes, self._region)
