@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsiseg import synthetic
 from wsiseg.geometry import Box
-from wsiseg.synthetic import GLAND, SyntheticTissue, write_slide
+from wsiseg.slides.reader import open_slide
+from wsiseg.synthetic import GLAND, SyntheticTissue, write_large_slide, write_slide
 
 TISSUE = SyntheticTissue(width_px=1200, height_px=900, seed=3)
 
@@ -54,3 +56,30 @@ def test_the_file_shows_what_the_function_gives(slide_path):
 def test_the_same_slide_twice_is_the_same_file(slide_path, tmp_path):
     write_slide(tmp_path / "again.tiff", TISSUE)
     assert (tmp_path / "again.tiff").read_bytes() == slide_path.read_bytes()
+
+
+def test_a_large_slide_is_half_tissue_and_its_levels_show_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "PIECE_PX", 1024)  # a twentieth of the work
+    write_large_slide(tmp_path / "large.tiff", side_px=9500)
+    with open_slide(tmp_path / "large.tiff") as slide:
+        assert slide.meta.mpp_x == 0.25
+        assert slide.meta.level_sizes == ((9500, 9500), (2375, 2375), (594, 594))
+        small = slide.thumbnail(594)
+        is_tissue = small.max(axis=2) - small.min(axis=2) > 20
+        assert 0.4 < is_tissue.mean() < 0.6
+        middle = Box(4000, 4600, 800, 800)
+        full = slide.read(slide.meta.raster(0.25), middle).astype(float)
+        quarter = slide.read(slide.meta.raster(1.0), Box(1000, 1150, 200, 200)).astype(float)
+        means = full.reshape(200, 4, 200, 4, 3).mean(axis=(1, 3))
+        here = np.abs(means - quarter)[:-1].mean()
+        one_pixel_off = np.abs(means[:-1] - quarter[1:]).mean()
+        assert here < 7  # both were compressed
+        assert here < 0.8 * one_pixel_off
+
+
+def test_a_large_slide_is_the_same_for_the_same_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "PIECE_PX", 1024)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_large_slide(tmp_path / name, side_px=2000, seed=seed)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()

@@ -194,9 +194,8 @@ def _piece(number: int, seed: int) -> UInt8:
 
 def _glass(seed: int) -> UInt8:
     rng = np.random.default_rng(seed)
-    noise = rng.integers(-2, 3, (PIECE_PX, PIECE_PX, 1))
-    glass: UInt8 = (np.array([243, 241, 244]) + noise).astype(np.uint8)
-    return glass
+    noise = rng.integers(0, 5, (PIECE_PX, PIECE_PX, 1), dtype=np.uint8)
+    return noise + np.array([241, 239, 242], np.uint8)
 
 
 def _compress(image: UInt8, jpeg_quality: int) -> list[bytes]:
@@ -204,10 +203,12 @@ def _compress(image: UInt8, jpeg_quality: int) -> list[bytes]:
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as tiff:
         _write_level(tiff, _tiles_of(image), image.shape, LARGE_MPP, jpeg_quality, subfile=0)
+    file.seek(0)
+    data = file.getvalue()
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
         places = zip(page.dataoffsets, page.databytecounts, strict=True)
-        return [file.getvalue()[offset : offset + size] for offset, size in places]
+        return [data[offset : offset + size] for offset, size in places]
 
 
 def _write_level(

@@ -1,6 +1,8 @@
 """Segmenting a slide: a finished mask, figures, a picture; then the command that users type."""
 
 import json
+import subprocess
+import tomllib
 
 import numpy as np
 import pytest
@@ -246,6 +248,17 @@ def test_an_installation_without_its_model_says_so(tmp_path):
 def test_a_packaged_model_is_found_by_its_name(tmp_path):
     write_model(tmp_path / "nuclei")
     assert packaged.packaged_model(folder=tmp_path) == tmp_path / "nuclei"
+
+
+def test_nothing_keeps_a_packaged_model_out_of_the_wheel():
+    """The wheel holds all of the package's folder but what git ignores."""
+    weights = packaged.FOLDER / packaged.DEFAULT_MODEL / "weights.safetensors"
+    done = subprocess.run(
+        ["git", "check-ignore", str(weights)], cwd=packaged.FOLDER, capture_output=True, check=False
+    )
+    assert done.returncode != 0, done.stdout
+    project = tomllib.loads((packaged.FOLDER.parents[1] / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["wsiseg"]}
 
 
 def has_packaged_model():
