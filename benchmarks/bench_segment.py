@@ -11,9 +11,6 @@ import tempfile
 from pathlib import Path
 
 from measure import cost, header, report
-from tiny_model import train_model
-
-from wsiseg.synthetic import write_large_slide
 
 
 def main() -> None:
@@ -26,8 +23,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         slide = folder / "slide.tiff"
-        write_large_slide(slide, side_px=options.side)
-        train_model(folder / "model", mpp=options.mpp)
+        scripts = Path(__file__).parent
+        cost(
+            sys.executable, str(scripts / "bench_scale.py"),
+            "--write", str(slide), "--sides", str(options.side),
+        )  # fmt: skip
+        model = str(folder / "model")
+        cost(sys.executable, str(scripts / "tiny_model.py"), model, str(options.mpp))
         header()
         command = (sys.executable, "-m", "wsiseg", "segment", str(slide))
         costs = [

@@ -4,6 +4,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,24 +12,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Wall time and the peak resident memory of the process and its largest child."""
+    """Wall time, the peak resident memory of the process, and what it printed.
+
+    The kernel counts what this process held when it started the child: keep it small.
+    """
 
     seconds: float
     peak_mib: float
+    output: str = ""
 
 
 def cost(*command: str) -> Cost:
     """Run a child process that must succeed."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    errors = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        errors = process.stderr.read().decode()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        output.seek(0)
+        printed = output.read().decode()
     process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - began
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)} exited with {process.returncode}:\n{errors}")
-    return Cost(seconds, usage.ru_maxrss / 1024)
+    return Cost(seconds, usage.ru_maxrss / 1024, printed)
 
 
 def report(name: str, costs: Sequence[Cost]) -> float:

@@ -1,5 +1,12 @@
-"""A tiny segmenter of glands, trained for seconds: its masks have real shapes, and little cost."""
+"""A tiny segmenter of glands, trained for seconds: its masks have real shapes, and little cost.
 
+    python benchmarks/tiny_model.py FOLDER MPP
+
+Benchmarks run it as a process of its own: the peak memory of a child counts what its parent held
+when it was started.
+"""
+
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +26,7 @@ NETWORK = UNetConfig(dim=8, mults=(1, 2, 2), blocks=1, groups=4, attention="none
 FAR_PX = 1 << 18
 
 
-def train_model(folder: Path, *, mpp: float, tile_size_px: int = 256, steps: int = 120) -> None:
+def train_model(folder: Path, *, mpp: float, tile_size_px: int = 256, steps: int = 80) -> None:
     """Write a segmenter trained on synthetic tissue at `mpp` um/px."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -52,3 +59,7 @@ def train_model(folder: Path, *, mpp: float, tile_size_px: int = 256, steps: int
         metrics={"loss": float(loss.detach())},
         run=RunInfo(stage="benchmark", config={}),
     )
+
+
+if __name__ == "__main__":
+    train_model(Path(sys.argv[1]), mpp=float(sys.argv[2]))
