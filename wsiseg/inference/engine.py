@@ -8,7 +8,6 @@ last one filled up, since kernels are chosen by size and differ in the last bits
 is copied back while the next one runs.
 """
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -24,6 +23,7 @@ from torch import nn
 from wsiseg.inference.blend import PROBABILITY_ONE
 from wsiseg.inference.meter import Meter, Use
 from wsiseg.inference.symmetry import mean_over, symmetries
+from wsiseg.models.device import has_fast_bf16, intra_op_threads
 from wsiseg.models.inputs import to_network
 
 ItemT = TypeVar("ItemT")
@@ -69,7 +69,7 @@ class Engine:
         self._device = device
         self._batch_size = batch_size
         self._num_readers = num_readers
-        self._amp = amp and device.type == "cuda"
+        self._amp = amp and has_fast_bf16(device)
         self._symmetries = symmetries(tta)
         self._lanes = torch.get_num_threads() if device.type == "cpu" else 1
         self._meter = Meter(self._lanes)
@@ -109,7 +109,7 @@ class Engine:
             return probabilities
 
         with (
-            _intra_op_threads(1),
+            intra_op_threads(1),
             ThreadPoolExecutor(self._num_readers) as readers,
             ThreadPoolExecutor(self._lanes) as lanes,
         ):
@@ -238,13 +238,3 @@ def _batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
             batch = []
     if batch:
         yield batch
-
-
-@contextlib.contextmanager
-def _intra_op_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

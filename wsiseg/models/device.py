@@ -1,4 +1,7 @@
-"""Which device a network runs on."""
+"""Which device a network runs on, and what that device is good at."""
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -32,3 +35,26 @@ def resolve_device(name: str) -> torch.device:
         msg = f"--device {name}: not supported; use auto, cpu, cuda, cuda:0 or mps"
         raise ConfigError(msg)
     return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether bfloat16 autocast pays on a device.
+
+    On a GPU: whether it computes bfloat16 itself. On a CPU: whether it has AMX tiles. AVX512-BF16
+    without them is not enough: a training step takes 1.5 times as long as in float32 (`tiny` at
+    128 px, Xeon of the fifth generation), since only the convolutions gain. MPS: no.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+@contextlib.contextmanager
+def intra_op_threads(count: int) -> Iterator[None]:
+    """Let each CPU operation use `count` threads, also in threads that begin inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,7 +7,7 @@ Shape letters: N batch, C channels, H height, W width, T time steps.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,9 @@ COSINE_BETA_RANGE = (1e-4, 0.9999)
 
 SIGMOID_REACH = 6.0
 """The sigmoid schedule runs over sigmoid(-6..6), as released."""
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""One generator for all samples, or one for each: then samples do not depend on each other."""
 
 Predictor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A network: (x float (N, C, H, W), t int64 (N,)) -> prediction (N, C, H, W)."""
@@ -117,7 +120,7 @@ class Diffusion(nn.Module):
         x0: torch.Tensor,
         t: torch.Tensor,
         noise: torch.Tensor,
-        mask_generator: torch.Generator | None = None,
+        mask_generator: Generators | None = None,
     ) -> torch.Tensor:
         """Return the weighted mean squared error of each sample, float32 (N,).
 
@@ -142,7 +145,7 @@ class Diffusion(nn.Module):
         return task.weight_N * mean_N
 
     def _task(
-        self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, masks: torch.Generator | None
+        self, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, masks: Generators | None
     ) -> Task:
         """Lay out one step of the configured objective."""
         objective = self.config.objective
@@ -160,7 +163,7 @@ class Diffusion(nn.Module):
             return Task(x_t, t, velocity, weight_N, None)
         return Task(x_t, t, noise, weight_N, None)
 
-    def _hidden_patches(self, x0: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    def _hidden_patches(self, x0: torch.Tensor, generator: Generators | None) -> torch.Tensor:
         """Return float (N, 1, H, W): 1 in the patches hidden from the network.
 
         The same number in every sample, `mask_ratio` of them rounded, at least one.
@@ -169,11 +172,10 @@ class Diffusion(nn.Module):
         size = self.config.mask_size
         rows, columns = math.ceil(height / size), math.ceil(width / size)
         num_hidden = max(1, round(self.config.mask_ratio * rows * columns))
-        device = generator.device if generator is not None else x0.device
-        scores = torch.rand(num, rows * columns, generator=generator, device=device)
+        scores = _random(num, rows * columns, generator)
         chosen = torch.zeros_like(scores)
         chosen.scatter_(1, scores.argsort(dim=1, stable=True)[:, :num_hidden], 1.0)
-        grid = chosen.view(num, 1, rows, columns).to(x0.device, x0.dtype)
+        grid = chosen.view(num, 1, rows, columns).to(x0)
         mask = functional.interpolate(grid, scale_factor=float(size), mode="nearest")
         return mask[:, :, :height, :width]
 
@@ -245,6 +247,15 @@ def p2_weights(alphas_cumprod: torch.Tensor, *, k: float, gamma: float) -> torch
     # (1 - abar) / (k (1 - abar) + abar) is the same and exact where 1 - abar is small.
     remainder = 1.0 - alphas_cumprod
     return (remainder / (k * remainder + alphas_cumprod)) ** gamma
+
+
+def _random(num: int, width: int, generators: Generators | None) -> torch.Tensor:
+    """Draw float32 (num, width) in [0, 1)."""
+    if generators is None or isinstance(generators, torch.Generator):
+        device = generators.device if generators is not None else None
+        return torch.rand(num, width, generator=generators, device=device)
+    rows = [torch.rand(width, generator=g, device=g.device) for g in generators]
+    return torch.stack(rows)
 
 
 def _per_sample(table_T: torch.Tensor, t_N: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ K channels of a head, E channels of the time embedding.
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,13 +51,62 @@ class TimeEmbedding(nn.Module):
         return functional.silu(embedded)
 
 
+class _ChannelsLastGroupNorm(torch.autograd.Function):
+    """Group norm whose backward pass leaves the channels-last layout for a moment.
+
+    On a CPU, PyTorch's own backward kernel for channels-last takes 4.9 ms for 16 channels of
+    128 x 128, the one for contiguous tensors 0.3 ms; two copies between them are 0.3 ms.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - untyped in torch
+        x_NCHW: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        groups: int,
+        eps: float,
+    ) -> torch.Tensor:
+        n, channels, height, width = x_NCHW.shape
+        y_NCHW, mean, rstd = torch.native_group_norm(
+            x_NCHW, weight, bias, n, channels, height * width, groups, eps
+        )
+        ctx.save_for_backward(x_NCHW, weight, mean, rstd)
+        ctx.groups = groups
+        return y_NCHW
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        x_NCHW, weight, mean, rstd = ctx.saved_tensors
+        n, channels, height, width = x_NCHW.shape
+        dx_NCHW, dweight, dbias = torch.ops.aten.native_group_norm_backward(
+            grads[0].contiguous(), x_NCHW.contiguous(), mean, rstd, weight,
+            n, channels, height * width, ctx.groups, [True, True, True],
+        )  # fmt: skip
+        return dx_NCHW.contiguous(memory_format=torch.channels_last), dweight, dbias, None, None
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm with a fast backward pass on CPUs; the same numbers within rounding."""
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return (N, C, H, W)."""
+        is_eager_cpu = x_NCHW.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_eager_cpu and torch.is_grad_enabled() and x_NCHW.dtype == self.weight.dtype:
+            result: torch.Tensor = _ChannelsLastGroupNorm.apply(  # type: ignore[no-untyped-call] # untyped in torch
+                x_NCHW, self.weight, self.bias, self.num_groups, self.eps
+            )
+            return result
+        return super().forward(x_NCHW)
+
+
 class ConvBlock(nn.Module):
     """3 x 3 convolution, group norm, SiLU."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm = nn.GroupNorm(groups, out_channels)
+        self.norm = GroupNorm(groups, out_channels)
 
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         """Return (N, out_channels, H, W)."""
@@ -91,7 +141,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, *, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = GroupNorm(1, channels)
         self.qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
         self.out = nn.Conv2d(heads * head_dim, channels, 1)
 
@@ -129,7 +179,7 @@ class LinearAttention(Attention):
 
     def __init__(self, channels: int, *, heads: int, head_dim: int) -> None:
         super().__init__(channels, heads=heads, head_dim=head_dim)
-        self.out_norm = nn.GroupNorm(1, channels)
+        self.out_norm = GroupNorm(1, channels)
 
     def _mix(
         self, q_NAPK: torch.Tensor, k_NAPK: torch.Tensor, v_NAPK: torch.Tensor

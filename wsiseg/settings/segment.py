@@ -59,7 +59,7 @@ class SegmentConfig:
         affects_result=False,
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:0, mps.", affects_result=False)
-    amp: bool = setting(True, "bfloat16 autocast on a GPU.", flag=False)
+    amp: bool = setting(True, "bfloat16 autocast where it pays: GPUs, CPUs with AMX.", flag=False)
     probabilities: bool = setting(
         True,
         "Keep the probability of the predicted class (uint8), for the measurements of each "

@@ -50,7 +50,7 @@ class OptimConfig:
         flag=False,
         minimum=0,
     )
-    amp: bool = setting(True, "bfloat16 autocast where the device has it.", flag=False)
+    amp: bool = setting(True, "bfloat16 autocast where it pays: GPUs, CPUs with AMX.", flag=False)
     compile: bool = setting(
         False, "torch.compile the network; pays on a GPU.", flag="--compile", affects_result=False
     )

@@ -22,7 +22,7 @@ from wsiseg.training.curves import image_grid, write_image
 from wsiseg.training.data import split_tiles
 from wsiseg.training.loop import Trainer, TrainResult
 from wsiseg.training.runs import finish_run, open_run, open_stores, store_inputs
-from wsiseg.training.tasks import DenoiseTask, Setup, step_generator
+from wsiseg.training.tasks import SAMPLES, DenoiseTask, Setup, torch_generator
 
 SAMPLE_GRID = 3
 """The grid of samples is 3 x 3 tiles."""
@@ -148,7 +148,7 @@ def _write_samples(
 ) -> None:
     """Let the averaged network dream up tissue: DDIM from fixed noise."""
     size = store.tile_size_px
-    generator = step_generator(config.seed, result.steps, 0)
+    generator = torch_generator(config.seed, result.steps, SAMPLES)
     x = diffusion.to(device).ddim_sample(
         unet.eval(), (SAMPLE_GRID**2, 3, size, size), config.sample_steps, generator
     )

@@ -4,6 +4,7 @@ Which tiles make step k is a function of the seed and k alone, so that a run res
 goes on with the tiles it would have had.
 """
 
+import functools
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -43,8 +44,8 @@ class TileSet:
         self._stores = stores
         self._places = places
         self._cache: dict[int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = {}
-        size = stores[0].tile_size_px if stores else 0
-        self._can_cache = len(places) * size * size * 4 <= CACHE_BYTES
+        self.tile_size_px = stores[0].tile_size_px if stores else 0
+        self._can_cache = len(places) * self.tile_size_px**2 * 4 <= CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self._places)
@@ -80,23 +81,16 @@ class Sampler:
     def __init__(self, num_tiles: int, *, batch_size: int, seed: int) -> None:
         self._num_tiles = num_tiles
         self._batch_size = batch_size
-        self._seed = seed
-        self._epoch = -1
-        self._order = np.empty(0, np.int64)
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng([seed, epoch]).permutation(num_tiles)
+        )
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """Return the tile numbers of a step (counted from 0): int64 (batch_size,)."""
         first = step * self._batch_size
-        return np.array(
-            [self._at(position) for position in range(first, first + self._batch_size)], np.int64
-        )
-
-    def _at(self, position: int) -> int:
-        epoch, place = divmod(position, self._num_tiles)
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_tiles)
-            self._epoch = epoch
-        return int(self._order[place])
+        positions = range(first, first + self._batch_size)
+        places = (divmod(position, self._num_tiles) for position in positions)
+        return np.array([self._order(epoch)[place] for epoch, place in places], np.int64)
 
 
 def read_ahead(read: Callable[[int], ValueT], steps: range) -> Iterator[tuple[int, ValueT]]:

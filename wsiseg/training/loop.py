@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -21,6 +21,9 @@ from wsiseg.errors import TrainingDivergedError
 from wsiseg.progress import Progress
 from wsiseg.settings.training import OptimConfig
 from wsiseg.training.data import read_ahead
+from wsiseg.training.interrupts import held_back
+from wsiseg.training.pieces import Piece, Runner, open_runner
+from wsiseg.training.ranks import ALONE, Ranks
 from wsiseg.training.resume import TrainState, load_newest, save_state
 
 METRICS_NAME = "metrics.jsonl"
@@ -39,16 +42,20 @@ class Task(Protocol):
     """Name of the validation figure that decides."""
     is_higher_better: bool
 
+    @property
+    def num_pieces(self) -> int:
+        """Network calls of a step."""
+
     def batch(self, step: int) -> Any:  # noqa: ANN401 - the task's own
         """Read the tiles of a step; called ahead of time in a thread."""
 
-    def losses(self, model: nn.Module, batch: Any, step: int) -> Iterator[torch.Tensor]:  # noqa: ANN401
-        """Yield the loss in pieces that add up to the step's; each is differentiated at once."""
+    def pieces(self, batch: Any, step: int) -> Sequence[Piece]:  # noqa: ANN401
+        """Return the network calls that make up the step; they do not depend on each other."""
 
-    def names(self, batch: Any) -> list[str]:  # noqa: ANN401
-        """Return the tiles of a batch, for messages."""
+    def names(self, step: int) -> list[str]:
+        """Return the tiles of a step, of all processes, for messages."""
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module, runner: Runner) -> dict[str, float]:
         """Return the figures of a model on the same tiles, noise and steps every time."""
 
 
@@ -78,6 +85,7 @@ class Trainer:
         folder: Path,
         device: torch.device,
         progress: Progress,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload] # not in its stubs
         self._task = task
@@ -85,11 +93,14 @@ class Trainer:
         self._folder = folder
         self._device = device
         self._progress = progress
+        self._ranks = ranks
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(),
             lr=config.learning_rate,
             betas=(config.betas[0], config.betas[1]),
             weight_decay=config.weight_decay,
+            # On a CPU the fused kernel pairs weights and moments by their place in memory, whatever
+            # their strides (torch 2.12): wrong for channels-last weights after a resume.
             fused=device.type == "cuda",
         )
         self._ema = {n: t.detach().clone() for n, t in self._model.state_dict().items()}
@@ -102,63 +113,91 @@ class Trainer:
         Raises
         ------
         TrainingDivergedError
-            More than `max_bad_steps` steps had a loss or gradient that is not finite.
+            More than `max_bad_steps` steps had a loss or gradient that is not finite, or the
+            weights themselves are not.
         """
         self._resume()
         config, state = self._config, self._state
         self._progress.start(label, config.steps, unit="steps", done=state.step)
         compiled = cast("nn.Module", torch.compile(self._model) if config.compile else self._model)
-        steps = range(state.step, config.steps)
-        began = time.perf_counter()
-        losses: list[float] = []
         try:
-            for step, batch in read_ahead(self._task.batch, steps):
-                if state.is_stopped_early:
-                    break
-                loss, norm = self._step(compiled, batch, step)
-                state.step = step + 1
-                losses.append(loss)
-                self._progress.advance(note=f"loss {loss:.4f}")
-                if state.step % LOG_EVERY == 0 or state.step == config.steps:
-                    seconds = time.perf_counter() - began
-                    self._log_training(losses, norm, seconds)
-                    losses, began = [], time.perf_counter()
-                self._after_step()
+            with open_runner(
+                self._device,
+                amp=config.amp,
+                num_pieces=self._task.num_pieces,
+                is_compiled=config.compile,
+            ) as runner:
+                self._take_steps(compiled, runner)
         except KeyboardInterrupt:
             self._save()
             raise
         finally:
             self._progress.finish()
+        if not _are_finite(self._ema):
+            msg = (
+                f"training '{self._folder}': the weights are no longer finite; the last good ones "
+                "are kept in resume/; try a lower --learning-rate"
+            )
+            raise TrainingDivergedError(msg)
         return TrainResult(
             state.step, state.best_step, state.best_metric, dict(state.metrics),
             state.is_stopped_early, state.num_bad_steps, self._ema, self._best,
         )  # fmt: skip
 
-    def _step(self, model: nn.Module, batch: Any, step: int) -> tuple[float, float]:  # noqa: ANN401
-        """Take one step; return the loss and the gradient's norm before clipping."""
-        rate = learning_rate(step, self._config)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        model.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        is_amp = self._config.amp and self._device.type == "cuda"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_amp):
-            for loss in self._task.losses(model, batch, step):
-                loss.backward()  # type: ignore[no-untyped-call] # untyped in torch
-                total += float(loss.detach())
-        limit = self._config.grad_clip or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), limit))
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            self._skip(batch, step, total)
-            return total, norm
-        self._optimizer.step()
-        self._average(step)
-        return total, norm
+    def _take_steps(self, model: nn.Module, runner: Runner) -> None:
+        config, state = self._config, self._state
+        if state.step:  # a validation that was interrupted is made up for
+            self._after_step(runner)
+        began, first = time.perf_counter(), state.step
+        for step, batch in read_ahead(self._task.batch, range(state.step, config.steps)):
+            if state.is_stopped_early:
+                break
+            loss, norm = self._differentiate(model, runner, batch, step)
+            with held_back():
+                self._update(step, loss, norm)
+                if state.step % LOG_EVERY == 0 or state.step == config.steps:
+                    rate = (state.step - first) / (time.perf_counter() - began)
+                    self._log_training(norm, rate)
+                    state.losses, began, first = [], time.perf_counter(), state.step
+            self._progress.advance(note=f"loss {loss:.4f}")
+            self._after_step(runner)
 
-    def _skip(self, batch: Any, step: int, loss: float) -> None:  # noqa: ANN401
-        """Count a step that cannot be taken; the weights stay as they were."""
-        state, names = self._state, self._task.names(batch)
+    def _differentiate(
+        self,
+        model: nn.Module,
+        runner: Runner,
+        batch: Any,  # noqa: ANN401 - the task's own
+        step: int,
+    ) -> tuple[float, float]:
+        """Give the weights the gradient of a step; return loss, and norm before clipping."""
+        model.train()
+        gradient = runner.gradient(model, self._task.pieces(batch, step))
+        count = torch.tensor(gradient.count, dtype=torch.float64, device=self._device)
+        self._ranks.sum([gradient.loss, count])
+        self._ranks.sum(gradient.of_parameters)
+        num = max(1.0, float(count))
+        total = float(gradient.loss) / num
+        for parameter, grad in zip(self._model.parameters(), gradient.of_parameters, strict=True):
+            parameter.grad = grad.div_(num)
+        limit = self._config.grad_clip or math.inf
+        return total, float(nn.utils.clip_grad_norm_(self._model.parameters(), limit))
+
+    def _update(self, step: int, loss: float, norm: float) -> None:
+        """Move the weights along their gradient, or count a step that cannot be taken."""
+        state = self._state
+        if math.isfinite(loss) and math.isfinite(norm):
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate(step, self._config)
+            self._optimizer.step()
+            self._average(step)
+        else:
+            self._skip(step, loss)
+        state.step = step + 1
+        state.losses.append(loss)
+
+    def _skip(self, step: int, loss: float) -> None:
+        """Count a step that is left out; the weights stay as they were."""
+        state, names = self._state, self._task.names(step)
         state.num_bad_steps += 1
         self._write_line({"step": step + 1, "skipped": names, "loss": str(loss)})
         if state.num_bad_steps > self._config.max_bad_steps:
@@ -179,32 +218,46 @@ class Trainer:
             else:
                 self._ema[name].copy_(tensor)
 
-    def _after_step(self) -> None:
+    def _after_step(self, runner: Runner) -> None:
         config, state = self._config, self._state
         is_last = state.step == config.steps
-        if state.step % config.validate_every == 0 or is_last:
-            self._validate()
+        is_due = state.step % config.validate_every == 0 or is_last
+        if is_due and state.validated_step < state.step:
+            self._validate(runner)
         if state.step % config.save_every == 0 and not is_last:
             self._save()
 
-    def _validate(self) -> None:
-        """Judge the averaged weights; keep them if they are the best so far."""
-        with self._swapped():
-            figures = self._task.validate(self._model.eval())
+    def _validate(self, runner: Runner) -> None:
+        """Let the first process judge the averaged weights; all learn whether to stop."""
         state = self._state
-        state.metrics = figures
+        if self._ranks.is_first:
+            with self._swapped():
+                figures = self._task.validate(self._model.eval(), runner)
+            with held_back():
+                self._judge(figures)
+        state.validated_step = state.step
+        state.is_stopped_early = bool(
+            self._ranks.from_first(int(state.is_stopped_early), self._device)
+        )
+
+    def _judge(self, figures: dict[str, float]) -> None:
+        """Keep the averaged weights if they are the best so far, but never ones with NaN."""
+        state = self._state
+        state.metrics, state.validated_step = figures, state.step
         self._write_line({"step": state.step, **{f"val_{k}": v for k, v in figures.items()}})
         value = figures.get(self._task.metric, math.nan)
         sign = 1 if self._task.is_higher_better else -1
-        is_better = math.isfinite(value) and (
-            state.best_metric is None or sign * value > sign * state.best_metric
+        is_better = (
+            math.isfinite(value)
+            and _are_finite(self._ema)
+            and (state.best_metric is None or sign * value > sign * state.best_metric)
         )
         if is_better:
             state.best_metric, state.best_step = value, state.step
             state.num_without_gain = 0
         else:
             state.num_without_gain += 1
-        if is_better or state.best_metric is None:
+        if (is_better or state.best_metric is None) and _are_finite(self._ema):
             for name, tensor in self._ema.items():
                 self._best[name].copy_(tensor)
         if 0 < self._config.patience <= state.num_without_gain:
@@ -220,22 +273,24 @@ class Trainer:
         finally:
             self._model.load_state_dict(own)
 
-    def _log_training(self, losses: list[float], norm: float, seconds: float) -> None:
-        finite = [loss for loss in losses if math.isfinite(loss)]
+    def _log_training(self, norm: float, steps_per_s: float) -> None:
+        finite = [loss for loss in self._state.losses if math.isfinite(loss)]
         if not finite:
             return
-        num_images = len(losses) * self._config.batch_size * self._config.accumulate
+        num_images = self._config.batch_size * self._config.accumulate
         self._write_line(
             {
                 "step": self._state.step,
                 "loss": sum(finite) / len(finite),
                 "learning_rate": learning_rate(self._state.step - 1, self._config),
                 "grad_norm": norm if math.isfinite(norm) else None,
-                "images_per_s": round(num_images / max(seconds, 1e-9), 2),
+                "images_per_s": round(num_images * steps_per_s, 2),
             }
         )
 
     def _write_line(self, values: Mapping[str, Any]) -> None:
+        if not self._ranks.is_first:
+            return
         plain = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in values.items()
@@ -244,6 +299,9 @@ class Trainer:
             file.write(json.dumps(plain) + "\n")
 
     def _save(self) -> None:
+        """Write a resume point, unless there is nothing good to go on from."""
+        if not self._ranks.is_first or not _are_finite(self._model.state_dict()):
+            return
         tensors = {
             **{f"model.{n}": t for n, t in self._model.state_dict().items()},
             **{f"ema.{n}": t for n, t in self._ema.items()},
@@ -265,16 +323,26 @@ class Trainer:
                 for name, tensor in _part(tensors, prefix).items():
                     kept[name].copy_(tensor)
             self._load_optimizer(_part(tensors, "optimizer."))
-        _truncate_metrics(self._folder / METRICS_NAME, self._state.step)
+        self._ranks.check_agree(self._state.step, self._device, what="step")
+        if self._ranks.is_first:
+            _truncate_metrics(self._folder / METRICS_NAME, self._state.step)
 
     def _load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
         whole = self._optimizer.state_dict()
+        parameters = list(self._model.parameters())
         states: dict[int, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
             number, name = key.split(".", 1)
+            like = parameters[int(number)]
+            if tensor.shape == like.shape:  # in the memory layout of its weight
+                tensor = torch.empty_like(like).copy_(tensor)  # noqa: PLW2901
             states.setdefault(int(number), {})[name] = tensor
         whole["state"] = states
         self._optimizer.load_state_dict(whole)
+
+
+def _are_finite(tensors: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
 def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

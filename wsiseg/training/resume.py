@@ -1,7 +1,7 @@
 """Resume points: everything a run needs to go on at a step, in folders that are whole or absent.
 
-RUN/resume/step-00000250/ holds `state.safetensors` and `state.json`; the latter names the hash of
-the former. Nothing is pickled.
+RUN/resume/step-00000250/ holds `state.safetensors` and `state.json`; the latter has the hash of
+both. Nothing is pickled.
 """
 
 import dataclasses
@@ -25,20 +25,22 @@ FOLDER = "resume"
 KEPT = 2
 """Resume points kept: should the newest be damaged, the one before still serves."""
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(slots=True)
 class TrainState:
-    """Where a run is. `step` : steps done."""
+    """Where a run is. `step` : steps done. `losses` : of those since the last line of metrics."""
 
     step: int = 0
+    validated_step: int = 0
     best_step: int = 0
     best_metric: float | None = None
     num_without_gain: int = 0
     num_bad_steps: int = 0
     is_stopped_early: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 def save_state(run: Path, state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -53,11 +55,8 @@ def save_state(run: Path, state: TrainState, tensors: Mapping[str, torch.Tensor]
     }
     data = safetensors.torch.save(plain)
     outputs.write_bytes(partial / "state.safetensors", data)
-    content = {
-        "version": STATE_VERSION,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "state": dataclasses.asdict(state),
-    }
+    values = dataclasses.asdict(state)
+    content = {"version": STATE_VERSION, "sha256": _digest(values, data), "state": values}
     (partial / "state.json").write_text(json.dumps(content))
     outputs.fsync_file(partial / "state.json")
     outputs.promote_folder(partial, folder)
@@ -85,7 +84,7 @@ def _load(
 ) -> tuple[TrainState, dict[str, torch.Tensor]]:
     content: dict[str, Any] = json.loads((folder / "state.json").read_text())
     data = (folder / "state.safetensors").read_bytes()
-    if content["version"] != STATE_VERSION or hashlib.sha256(data).hexdigest() != content["sha256"]:
+    if content["version"] != STATE_VERSION or _digest(content["state"], data) != content["sha256"]:
         msg = "its checksum differs"
         raise ValueError(msg)
     tensors = safetensors.torch.load(data)
@@ -96,6 +95,12 @@ def _load(
         msg = "it is of another model"
         raise ValueError(msg)
     return TrainState(**content["state"]), tensors
+
+
+def _digest(values: Mapping[str, Any], data: bytes) -> str:
+    """Return the sha256 of both files of a point: a changed counter is damage, too."""
+    text = json.dumps(values, sort_keys=True).encode()
+    return hashlib.sha256(text + data).hexdigest()
 
 
 def remove_points(run: Path) -> None:
