@@ -57,7 +57,7 @@ from tiatoolbox.tools.patchextraction import get_patch_extractor
 from tiatoolbox.wsicore.wsireader import WSIReader
 def work(mpp):
     began = time.perf_counter()
-    reader = WSIReader.open(slide)
+    reader = WSIReader.open(slide, mpp=(0.25, 0.25))  # it does not find this in the tags
     mask = reader.tissue_mask(method="otsu", resolution=8, units="mpp")
     patches = get_patch_extractor(
         "slidingwindow", input_img=reader, input_mask=mask, patch_size=(256, 256),

@@ -46,7 +46,7 @@ def aperio(fields):
 
 PER_CM = "CENTIMETER"
 
-GOOD = {
+GOOD: dict[str, tuple[dict[str, Any], float]] = {
     "tags in cm": ({"resolution": (2e4, 2e4), "unit": PER_CM}, 0.5),
     "tags in inch": ({"resolution": (50_800, 50_800), "unit": "INCH"}, 0.5),
     "axes 1 % apart": ({"resolution": (20_000, 20_200), "unit": PER_CM}, 0.5),
@@ -71,6 +71,7 @@ def test_a_stated_resolution_gives_the_right_scale(tmp_path, name, mpp):
     options, stated = GOOD[name]
     with open_slide(write(tmp_path / "s.svs", **options)) as slide:
         meta = slide.meta
+        assert meta.mpp_x is not None
         assert meta.mpp_x == pytest.approx(stated, rel=0.02)
         raster = meta.raster(mpp)
         assert raster.mpp == pytest.approx(mpp, rel=0.021)
@@ -87,7 +88,7 @@ def test_a_stated_resolution_gives_the_right_scale(tmp_path, name, mpp):
         assert np.abs(line - place % 250)[clear].max() <= 1
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no tags": ({}, "states no resolution"),
     "a unit of none": ({"resolution": (2e4, 2e4), "unit": "NONE"}, "states no resolution"),
     "72 dpi": ({"resolution": (72, 72), "unit": "INCH"}, "352.8"),

@@ -178,7 +178,7 @@ class StopsAfter(SilentProgress):
     def __init__(self, shards):
         self.left = shards
 
-    def advance(self, amount=1):
+    def advance(self, amount=1, *, note=""):
         self.left -= 1
         if self.left == 0:
             raise Stop

@@ -24,6 +24,8 @@ from wsiseg.slides.sources import (
     PixelSource,
     TiatoolboxSource,
     is_for_tiatoolbox,
+    is_ome_of_planes,
+    is_small_jpeg2000,
     is_tiff,
 )
 
@@ -259,7 +261,8 @@ def _open_source(path: Path, place: str) -> PixelSource:
     try:
         if path.is_file():
             check_tiff(path)
-            if openslide.OpenSlide.detect_format(path) is not None:
+            is_known = openslide.OpenSlide.detect_format(path) is not None
+            if is_known and not is_ome_of_planes(path):
                 return OpenSlideSource(path, place=place)
     except openslide.OpenSlideError as error:
         if not is_for_tiatoolbox(path):
@@ -269,6 +272,8 @@ def _open_source(path: Path, place: str) -> PixelSource:
     except ValueError as error:
         msg = f"{place}: {error}; is the file damaged?"
         raise SlideOpenError(msg) from error
+    if is_small_jpeg2000(path):
+        return ImageSource(path, place=place)
     if is_for_tiatoolbox(path):
         return TiatoolboxSource(path, place=place)
     if path.name.lower().endswith(IMAGE_SUFFIXES):

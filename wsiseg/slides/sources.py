@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 import numpy.typing as npt
 import openslide
+import tifffile
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from wsiseg.errors import SlideOpenError
@@ -30,7 +31,7 @@ MAX_IMAGE_PIXELS = 1 << 28
 """A plain image is decoded whole: 0.8 GB at this size, thrice that at once. Larger ones need a
 pyramid."""
 
-IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000")
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -304,6 +305,28 @@ def is_for_tiatoolbox(path: Path) -> bool:
             with path.open("rb") as file:
                 return file.read(offset + 16)[offset:].startswith(magic)
     return False
+
+
+def is_ome_of_planes(path: Path) -> bool:
+    """Whether a TIFF is an OME-TIFF with a page for each colour, of which OpenSlide shows one."""
+    if not path.name.lower().endswith((".ome.tif", ".ome.tiff")):
+        return False
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return bool(tiff.is_ome and tiff.pages.first.samplesperpixel == 1)
+    except (OSError, ValueError, KeyError, IndexError, tifffile.TiffFileError):
+        return False
+
+
+def is_small_jpeg2000(path: Path) -> bool:
+    """Whether a JPEG 2000 file can be decoded whole; a larger one needs a reader of parts."""
+    if path.suffix.lower() != ".jp2":
+        return False
+    try:
+        with Image.open(path, formats=("JPEG2000",)) as image:
+            return image.width * image.height <= MAX_IMAGE_PIXELS
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def is_tiff(path: Path) -> bool:

@@ -41,14 +41,14 @@ def make_normalizer(method: str, target: Path | None = None) -> Callable[[UInt8]
     image = stain_norm_target() if target is None else _read_target(target)
     try:
         normalizer.fit(image)
-    except (ValueError, np.linalg.LinAlgError, IndexError) as error:
+    except (ValueError, np.linalg.LinAlgError, IndexError, ZeroDivisionError) as error:
         msg = f"--stain-target '{target}': {method} finds no stain in it: {error}"
         raise ConfigError(msg) from error
 
     def normalize(pixels: UInt8) -> UInt8:
         try:
             return np.asarray(normalizer.transform(pixels.copy()), np.uint8)
-        except (ValueError, np.linalg.LinAlgError, IndexError):
+        except (ValueError, np.linalg.LinAlgError, IndexError, ZeroDivisionError):
             return pixels
 
     return normalize
@@ -60,7 +60,7 @@ def _read_target(path: Path) -> UInt8:
             if image.width * image.height > MAX_TARGET_PIXELS:
                 msg = f"--stain-target '{path}': larger than {MAX_TARGET_PIXELS} px"
                 raise ConfigError(msg)
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))  # tiatoolbox writes into it
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, ConfigError):
             raise
