@@ -156,6 +156,7 @@ def measure(slide: Path, folder: Path, runs: int) -> dict[str, float]:
     for _ in range(runs):
         for name, code, what in ROWS:
             rates[name].append(workers[code].rate(what))
+            print(f"{name:50s} {rates[name][-1]:8.1f}", file=sys.stderr, flush=True)
     for worker in workers.values():
         worker.close()
     print(f"{'tiles, MP/s':50s} {'median':>8s} {'min':>8s} {'max':>8s}")
