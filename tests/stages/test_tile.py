@@ -13,6 +13,7 @@ from wsiseg.errors import (
     SlideReadError,
     SlideTooSmallError,
     SourceTilesError,
+    StoreCorruptError,
 )
 from wsiseg.geometry import Box
 from wsiseg.progress import SilentProgress
@@ -52,13 +53,14 @@ def contents(folder):
     }
 
 
-@pytest.mark.parametrize("codec", ["delta", "zstd", "source"])
+@pytest.mark.parametrize("codec", ["auto", "delta", "zstd", "source"])
 @pytest.mark.parametrize("mpp", [0.5, 2.0])
 def test_tiles_are_the_slides_pixels(slide_path, tmp_path, codec, mpp):
     out = tmp_path / "s1.zarr"
     summary = run(job(slide_path, out, codec=codec, mpp=mpp, tissue=WHOLE))
     store = TileStore.open(out)
-    assert (summary.tiles, store.codec) == (store.num_tiles, codec)
+    assert summary.tiles == store.num_tiles
+    assert store.codec == ("source" if codec == "auto" else codec)
     assert (store.group_id, store.split) == ("p1", "train")
     assert verify_store(out) == []
     images = store.read_images(range(store.num_tiles))
@@ -124,6 +126,12 @@ def test_source_says_which_of_size_and_resolution_differs_and_what_fits(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [{"tile_size": 240}, {"mpp": 1.0}, {"overlap": 16}])
+def test_auto_is_delta_where_the_tiles_are_not_the_slides_own(slide_path, tmp_path, options):
+    run(job(slide_path, tmp_path / "s.zarr", **options))
+    assert TileStore.open(tmp_path / "s.zarr").codec == "delta"
+
+
 def test_source_needs_jpeg_tiles(tmp_path):
     pixels, _ = TISSUE.region(Box(700, 500, 300, 300))
     Image.fromarray(pixels).save(tmp_path / "x.png")
@@ -160,12 +168,29 @@ def damaged(slide_path, folder):
     return path
 
 
-@pytest.mark.parametrize("codec", ["delta", "source"])
+@pytest.mark.parametrize("codec", ["auto", "delta", "source"])
 def test_a_damaged_tile_fails_the_slide_and_is_never_a_dark_square(slide_path, tmp_path, codec):
     path = damaged(slide_path, tmp_path)
     with pytest.raises(SlideReadError, match=r"slide 'torn'.*x=512 y=512.*damaged"):
         run(job(path, tmp_path / "t.zarr", codec=codec, tissue=WHOLE))
     assert not (tmp_path / "t.zarr").exists()
+
+
+def test_damage_inside_a_tile_fails_the_slide_unless_source_is_asked_for(slide_path, tmp_path):
+    path = tmp_path / "bad.tiff"
+    path.write_bytes(slide_path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        offset, count = page.dataoffsets[2 * 9 + 2], page.databytecounts[2 * 9 + 2]
+    with path.open("r+b") as file:
+        file.seek(offset + count // 2)
+        file.write(b"\xff\xd9" + b"\0" * 40)
+    with pytest.raises(SlideReadError, match=r"slide 'bad'.*x=512 y=512.*damaged"):
+        run(job(path, tmp_path / "a.zarr", tissue=WHOLE))
+    run(job(path, tmp_path / "b.zarr", codec="source", tissue=WHOLE))
+    store = TileStore.open(tmp_path / "b.zarr")
+    with pytest.raises(StoreCorruptError, match="cannot be decoded"):
+        store.read_images(range(store.num_tiles))
 
 
 class Stop(Exception):

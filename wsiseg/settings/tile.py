@@ -8,7 +8,7 @@ from wsiseg.errors import ConfigError
 
 TISSUE_METHODS = ("default", "otsu", "morphological", "annotation", "none")
 STAIN_METHODS = ("none", "macenko", "vahadane", "reinhard")
-CODECS = ("delta", "zstd", "jpeg", "source")
+CODECS = ("auto", "delta", "zstd", "jpeg", "source")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +81,13 @@ class TileConfig:
         flag="--stain-target",
     )
     codec: str = setting(
-        "delta",
-        "How images are stored: delta (lossless, 1.4 times smaller than zstd), zstd (lossless, for "
-        "zarr readers in any language), jpeg (quality 95, 4:4:4: 3 times smaller, not lossless) or "
-        "source (the slide's own JPEG tiles, untouched, where the tiles asked for are those).",
+        "auto",
+        "How images are stored. auto: as source where the tiles asked for are the slide's own "
+        "JPEG tiles, each decoded once to see that it is whole, else as delta; no pixel changes "
+        "either way. delta: lossless, 1.1 to 1.4 times smaller than zstd. zstd: lossless, for zarr "
+        "readers in any language. jpeg: quality 95, 4:4:4; 3 times smaller, not lossless. source: "
+        "the slide's own JPEG tiles or an error; at disk speed, so that damage inside a tile shows "
+        "only when it is read.",
         choices=CODECS,
     )
     labelled_only: bool = setting(False, "Keep only tiles that hold at least one labelled pixel.")

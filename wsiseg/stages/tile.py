@@ -120,9 +120,7 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
     with open_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp) as slide:
         labeller = _labeller(job, slide.meta)
         grid = _tissue_grid(slide, config, labeller if config.labelled_only else None)
-        keeps_jpeg = config.codec == "source"
-        if keeps_jpeg:
-            _check_source_tiles(slide, grid)
+        codec = _settle_codec(slide, grid, config)
         normalize = _normalizer(config)
         with TileStore.create(
             job.output,
@@ -133,12 +131,15 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
             run=info,
             has_labels=labeller is not None,
             classes=job.classes,
-            codec=config.codec,
+            codec=codec,
             group_id=entry.patient_id or entry.slide_id,
             split=entry.split,
             overwrite=job.overwrite,
         ) as writer:
-            maker = _Maker(slide, grid, labeller, normalize, writer, keeps_jpeg)
+            maker = _Maker(
+                slide, grid, labeller, normalize, writer,
+                keeps_jpeg=codec == "source", checks_jpeg=config.codec == "auto",
+            )  # fmt: skip
             note = _write_tiles(maker, job, progress or SilentProgress())
             writer.finish()
     return _summary(job, TileStore.open(job.output), began, note=note)
@@ -225,6 +226,17 @@ def _normalizer(config: TileConfig) -> ImageFilter | None:
     return make_normalizer(config.stain, config.stain_target)
 
 
+def _settle_codec(slide: Slide, grid: TileGrid, config: TileConfig) -> str:
+    """Return the codec of the store: "auto" keeps the slide's own tiles where they fit."""
+    if config.codec == "source":
+        _check_source_tiles(slide, grid)
+    if config.codec != "auto":
+        return config.codec
+    size = grid.tile_size_px
+    is_own = slide.jpeg_tile_px(grid.raster) == (size, size)
+    return "source" if is_own and not config.overlap and config.stain == "none" else "delta"
+
+
 def _check_source_tiles(slide: Slide, grid: TileGrid) -> None:
     """Raise SourceTilesError unless the tiles of a grid without overlap are the slide's own."""
     size = grid.tile_size_px
@@ -270,6 +282,7 @@ class _Maker:
     normalize: ImageFilter | None
     writer: TileWriter
     keeps_jpeg: bool
+    checks_jpeg: bool
 
     def make(self, indices: range) -> list[_Tile]:
         return [self._make(index) for index in indices]
@@ -279,6 +292,8 @@ class _Maker:
         labels = None if self.labeller is None else self.labeller(raster, box)
         jpeg = self.slide.jpeg_tile(raster, box) if self.keeps_jpeg else None
         if jpeg is not None:
+            if self.checks_jpeg:
+                self.slide.read(raster, box)  # a damaged tile fails the slide now
             return _Tile(self.writer.keep(jpeg), labels, is_kept=True)
         image = self.slide.read(raster, box)
         if self.normalize is not None:
@@ -305,7 +320,7 @@ def _write_tiles(maker: _Maker, job: TileJob, progress: Progress) -> str:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     progress.finish()
-    if maker.keeps_jpeg and num_encoded:
+    if maker.keeps_jpeg and num_encoded and not maker.checks_jpeg:
         return f"{num_encoded} tiles at the border are no whole tiles of the slide: WebP, lossless"
     return ""
 
