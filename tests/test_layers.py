@@ -33,6 +33,7 @@ LAYERS = {
     "classes": 0,
     "progress": 0,
     "jpeg": 0,
+    "interrupts": 0,
 }
 
 SIBLINGS_ALLOWED = {0, 1, 6}

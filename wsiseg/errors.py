@@ -79,5 +79,9 @@ class OutputLockedError(WsisegError, BlockingIOError):
     """Another process is writing the same output."""
 
 
+class OutputWriteError(WsisegError, OSError):
+    """The operating system does not let an output be written: disk full, no right, broken disk."""
+
+
 class TrainingDivergedError(WsisegError, ArithmeticError):
     """Too many steps gave a loss or gradient that is not finite."""

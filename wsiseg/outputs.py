@@ -5,6 +5,7 @@ temporary name in the same folder, write, flush, fsync, rename, fsync of the fol
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,10 +14,23 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsiseg.errors import OutputLockedError
+from wsiseg.errors import OutputLockedError, OutputWriteError, WsisegError
 
 PARTIAL_SUFFIX = ".partial"
 """What unfinished work is called. Nothing with this suffix is ever read as a result."""
+
+_NO_SPACE = "free some space, then run the same command again to go on"
+_NOT_ALLOWED = "choose another output or allow writing there"
+_REMEDIES = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: _NO_SPACE,
+    errno.EIO: "check the disk, then run the same command again to go on",
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: _NOT_ALLOWED,
+}
+"""What to do about the errors that the operating system gives a writer."""
 
 
 def fsync_folder(folder: Path) -> None:
@@ -46,18 +60,42 @@ def partial_path(path: Path) -> Path:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path to write; on success it becomes `path`, on any error it is removed.
 
-    A partial file left by a killed process is overwritten by the next run.
+    A partial file left by a killed process is overwritten by the next run. Raises OutputWriteError
+    where the operating system refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_path(path)
+    with explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            fsync_file(temporary)
+            temporary.replace(path)
+            fsync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about writing `path` into an error that says what to do.
+
+    Raises
+    ------
+    OutputWriteError
+        In the place of a plain OSError whose remedy is known.
+    """
     try:
-        yield temporary
-        fsync_file(temporary)
-        temporary.replace(path)
-        fsync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except WsisegError:
         raise
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        place = "" if error.filename in (None, str(path)) else f" ({error.filename})"
+        msg = f"output '{path}': {error.strerror}{place}; {remedy}"
+        raise OutputWriteError(msg) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -71,23 +109,62 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically: sorted keys, no NaN, so that equal runs give equal bytes."""
+def json_text(value: object) -> str:
+    """Return JSON with sorted keys and no NaN: equal values give equal bytes."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    return text + "\n"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `json_text` atomically and durably."""
+    write_text(path, json_text(value))
 
 
 def promote_folder(partial: Path, final: Path) -> None:
-    """Rename a finished folder to its final name, replacing an older result there."""
+    """Rename a finished folder to its final name, replacing an older result there.
+
+    Two renames, and between them neither is there: who is killed at that point leaves the finished
+    folder, to which the next holder of the lock gives the name.
+    """
+    old = _old_path(final)
+    remove_tree(old)
     if final.exists():
-        doomed = final.with_name(final.name + ".old" + PARTIAL_SUFFIX)
-        remove_tree(doomed)
-        final.rename(doomed)
-        partial.rename(final)
-        remove_tree(doomed)
-    else:
-        partial.rename(final)
+        final.rename(old)
+    partial.rename(final)
     fsync_folder(final.parent)
+    remove_tree(old)
+
+
+def discard(path: Path) -> None:
+    """Delete a result at once: a killed run leaves all of it, or nothing under its name."""
+    old = _old_path(path)
+    remove_tree(old)
+    if path.exists():
+        path.rename(old)
+        remove_tree(old)
+
+
+def recover(path: Path) -> None:
+    """Finish what a killed process was doing to the name of `path`, if anything.
+
+    For those who look whether a result is there before they take its lock, which does the same.
+    """
+    if _old_path(path).exists():
+        with output_lock(path):
+            pass
+
+
+def _old_path(path: Path) -> Path:
+    return path.with_name(path.name + ".old" + PARTIAL_SUFFIX)
+
+
+def _finish_renaming(path: Path) -> None:
+    old, partial = _old_path(path), partial_path(path)
+    if old.exists():
+        if not path.exists() and partial.exists():
+            partial.rename(path)  # its promotion had begun, so it is whole
+            fsync_folder(path.parent)
+        remove_tree(old)
 
 
 def remove_tree(path: Path) -> None:
@@ -109,15 +186,20 @@ def output_lock(path: Path) -> Iterator[None]:
     ------
     OutputLockedError
         Another live process holds it.
+    OutputWriteError
+        In the place of any error that the operating system gives in here for want of space or
+        rights.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = path.with_name(path.name + ".lock")
-    descriptor = _acquire(lock_path, path)
-    try:
-        yield
-    finally:
-        lock_path.unlink(missing_ok=True)
-        os.close(descriptor)
+    with explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock_path = path.with_name(path.name + ".lock")
+        descriptor = _acquire(lock_path, path)
+        try:
+            _finish_renaming(path)
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def _acquire(lock_path: Path, output: Path) -> int:
@@ -132,10 +214,15 @@ def _acquire(lock_path: Path, output: Path) -> int:
             os.close(descriptor)
             msg = f"output '{output}' is locked by {holder}; wait for it or choose another output"
             raise OutputLockedError(msg) from None
-        # The previous holder may have removed the file between our open and our lock.
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            # The previous holder may have removed the file between our open and our lock.
             if os.fstat(descriptor).st_ino == lock_path.stat().st_ino:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
                 return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)

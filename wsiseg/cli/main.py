@@ -5,15 +5,14 @@
 
 import importlib
 import logging
-import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 from wsiseg import __version__
 from wsiseg.errors import WsisegError
+from wsiseg.interrupts import Interrupts, Terminated
 
 COMMANDS = {
     "info": ("wsiseg.cli.slide_commands", "What a slide is: size, resolution, levels, reader."),
@@ -77,18 +76,11 @@ def cli(*, verbose: bool, quiet: bool) -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM arrived; unwinds like Ctrl-C so that locks and partial files are tidied up."""
-
-
-def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
-
-
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _raise_terminated)
-    sys.exit(_run())
+    with Interrupts().handling():
+        code = _run()
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -113,5 +105,5 @@ def _message_and_code(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"error: {error.strerror or error}{where}", 1
-    word, code = ("terminated", 143) if isinstance(error, _Terminated) else ("interrupted", 130)
+    word, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
     return f"{word}; run the same command again to go on", code

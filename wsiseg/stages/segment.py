@@ -16,6 +16,7 @@ from wsiseg.inference.predict import predict_slide
 from wsiseg.inference.survey import survey_mask
 from wsiseg.models.checkpoint import SegmenterCheckpoint, load_checkpoint
 from wsiseg.models.device import resolve_device
+from wsiseg.outputs import output_lock
 from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, fingerprint_file
 from wsiseg.settings.segment import SegmentConfig
@@ -105,11 +106,14 @@ def run(
                     slide, _engine(config, checkpoint), writer, windows,
                     tissue=tissue, progress=progress or SilentProgress(),
                 )  # fmt: skip
+                if overlay is not None:
+                    overlay.unlink(missing_ok=True)  # an old one must not outlive its mask
                 writer.finish()
         mask = SlideMask.open(output)
         survey = survey_mask(mask, windows)
         if overlay is not None and not (is_finished and overlay.exists()):
-            write_overlay(slide, mask, overlay, area_um2=survey.area_um2)
+            with output_lock(overlay):
+                write_overlay(slide, mask, overlay, area_um2=survey.area_um2)
     return SegmentSummary(
         slide_id=entry.slide_id,
         mpp=round(windows.raster.mpp, 4),

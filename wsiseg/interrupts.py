@@ -1,0 +1,68 @@
+"""SIGINT and SIGTERM: the first asks the work to stop, the second ends the process at once.
+
+Ending at once is safe because every output survives a SIGKILL; stopping in order only saves work.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+GRACE_S = 8.0
+"""From the first signal to the end of the process, whatever it does: clusters that preempt a job
+kill it after 30 s or more, and a person waits no longer than ten."""
+
+SAME_REQUEST_S = 0.5
+"""A terminal signals the whole group, and a workflow manager in it passes the signal on: what comes
+within this time of the first is no second request."""
+
+_SHOW_CURSOR = b"\x1b[?25h\n"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; unwinds like Ctrl-C so that locks and partial files are tidied up."""
+
+
+class Interrupts:
+    """The handler of both signals."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._at_s = 0.0
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal, in the main thread."""
+        now_s = time.monotonic()
+        if self._first is not None:
+            if now_s - self._at_s >= SAME_REQUEST_S:
+                _end_at_once(signum)
+            return
+        self._first, self._at_s = signum, now_s
+        self._timer = threading.Timer(GRACE_S, _end_at_once, [signum])
+        self._timer.daemon = True
+        self._timer.start()
+        raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def handling(self) -> Iterator[None]:
+        """Handle both signals in here; the former handlers come back afterwards."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        former = [signal.signal(number, self) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, former, strict=True):
+                signal.signal(number, handler)
+            if self._timer is not None:
+                self._timer.cancel()
+
+
+def _end_at_once(signum: int) -> None:
+    if sys.stderr.isatty():
+        os.write(2, _SHOW_CURSOR)  # a progress bar hides it
+    os._exit(128 + signum)
