@@ -12,11 +12,14 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsiseg import outputs
+from wsiseg.config import digest
 from wsiseg.errors import OutputExistsError, OutputLockedError, StoreCorruptError, StoreError
 from wsiseg.geometry import Box
 from wsiseg.jpeg import decode_jpeg, encode_jpeg
 from wsiseg.store import layout
 from wsiseg.store.codecs import tile_codec
+from wsiseg.store.ledger import FileRecord
 from wsiseg.store.tile_array import TileArray
 from wsiseg.store.tiles import TileStore, tiles_per_shard
 from wsiseg.synthetic import SyntheticTissue
@@ -293,11 +296,10 @@ def test_damaged_attributes_are_named(tiles, edit, text):
     edit(content["attributes"]["wsiseg"])
     (tiles / "zarr.json").write_text(json.dumps(content))
     ledger = json.loads((tiles / "ledger.json").read_text())
-    from wsiseg.config import digest
-
-    ledger["files"]["zarr.json"] = [(tiles / "zarr.json").stat().st_size, "0"]
+    record = FileRecord.of(tiles / "zarr.json")
+    ledger["files"]["zarr.json"] = [record.size_bytes, record.sha256]
     ledger["digest"] = digest(ledger["files"])
-    (tiles / "ledger.json").write_text(json.dumps(ledger))
+    outputs.write_json(tiles / "ledger.json", ledger)
     with pytest.raises(StoreError, match=text):
         TileStore.open(tiles)
 

@@ -1,6 +1,7 @@
 """What both kinds of store have in common: attributes, versions, codecs, opening and checking."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any, Literal
 import zarr
 from zarr.codecs import ZstdCodec
 
+from wsiseg import outputs
 from wsiseg.classes import ClassTable
 from wsiseg.errors import OutputExistsError, StoreCorruptError, StoreError
 from wsiseg.geometry import Raster
 from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
 from wsiseg.store.ledger import LEDGER, check_sizes, read_ledger
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSIONS: Mapping["Kind", int] = {"tiles": 1, "mask": 2}
 """The newest version of each kind that this wsiseg reads, and the one that it writes."""
@@ -112,11 +116,14 @@ def open_finished(path: Path, kind: Kind) -> dict[str, Any]:
 def is_finished(path: Path, kind: Kind, run: RunInfo) -> bool:
     """Whether a finished store of the same run lies at `path`.
 
+    One that lost a file or a part of one is not, so that the command that made it makes it again.
+
     Raises
     ------
     OutputExistsError
         Something else lies there.
     """
+    outputs.recover(path)
     if not path.exists():
         return False
     try:
@@ -125,7 +132,14 @@ def is_finished(path: Path, kind: Kind, run: RunInfo) -> bool:
         msg = f"output '{path}' exists already ({error}); choose another or pass --overwrite"
         raise OutputExistsError(msg) from error
     check_same_run(fingerprint_of(attributes.get("run", {})), run.fingerprint, output=path)
-    return (path / LEDGER).is_file()
+    if not (path / LEDGER).is_file():
+        return False
+    try:
+        check_sizes(path, read_ledger(path))
+    except StoreCorruptError as error:
+        logger.warning("%s (which this command does now)", error)
+        return False
+    return True
 
 
 def classes_from(attributes: Mapping[str, Any], path: Path) -> ClassTable | None:

@@ -1,9 +1,10 @@
 """Ledger: which units of a store are finished, and the checksum of every file in it.
 
 While a store is written, each finished unit (a shard, a chunk) is one line of a journal, synced to
-disk after its data; what the journal does not hold is done again. When all is done the journal
-becomes `ledger.json`, the single mark of a finished store: it lists the size and sha256 of every
-file, so that a flipped bit, a truncated, a missing and a foreign file are all found later.
+disk after its data; what the journal does not hold is done again. When all is done, all data are
+synced and the journal becomes `ledger.json`, the single mark of a finished store: it lists the size
+and sha256 of every file, so that a flipped bit, a truncated, a missing and a foreign file are all
+found later.
 
 zarr-python before 3.2 fills a missing chunk with zeros and says nothing, hence the need.
 """
@@ -22,6 +23,7 @@ from wsiseg.errors import StoreCorruptError, StoreError
 
 JOURNAL = "ledger.jsonl"
 LEDGER = "ledger.json"
+METADATA = "zarr.json"
 LEDGER_VERSION = 1
 _BLOCK_BYTES = 1 << 20
 
@@ -67,15 +69,22 @@ class Journal:
         self._units: set[str] = set()
         for orphan in folder.rglob(f"*{outputs.PARTIAL_SUFFIX}"):
             outputs.remove_tree(orphan)
-        for line in _lines(folder / JOURNAL):
-            files = {name: FileRecord(*record) for name, record in line["files"].items()}
+        self.is_sealed = self._find_seal()
+        """Whether the ledger is written: nothing but the final name is missing."""
+        for unit, files in _entries(folder / JOURNAL):
             if all(_problem(folder, name, record) is None for name, record in files.items()):
                 self._files |= files
-                self._units.add(line["unit"])
+                self._units.add(unit)
+
+    def _find_seal(self) -> bool:
+        ledger = self._folder / LEDGER
+        if ledger.exists() and find_problems(self._folder):
+            ledger.unlink()
+        return ledger.exists()
 
     def is_done(self, unit: str) -> bool:
         """Whether `unit` was committed."""
-        return unit in self._units
+        return self.is_sealed or unit in self._units
 
     def commit(self, unit: str, files: Iterable[Path]) -> None:
         """Record that `unit` consists of `files`, which are complete; returns once it is durable.
@@ -86,8 +95,9 @@ class Journal:
             p.relative_to(self._folder).as_posix(): FileRecord.of(p) for p in files if p.exists()
         }
         text = {name: [r.size_bytes, r.sha256] for name, r in records.items()}
+        line = {"unit": unit, "files": text, "check": _check(unit, text)}
         with (self._folder / JOURNAL).open("ab") as journal:
-            journal.write(json.dumps({"unit": unit, "files": text}).encode() + b"\n")
+            journal.write(json.dumps(line).encode() + b"\n")
             journal.flush()
             os.fsync(journal.fileno())
         self._files |= records
@@ -95,13 +105,16 @@ class Journal:
 
     def finalise(self) -> None:
         """Write `ledger.json` over every file of the folder and drop the journal."""
-        files = {}
-        for path in _data_files(self._folder):
-            name = path.relative_to(self._folder).as_posix()
-            files[name] = self._files.get(name) or FileRecord.of(path)
-        table = {name: [r.size_bytes, r.sha256] for name, r in sorted(files.items())}
-        content = {"ledger_version": LEDGER_VERSION, "files": table, "digest": digest(table)}
-        outputs.write_json(self._folder / LEDGER, content)
+        if not self.is_sealed:
+            files = {}
+            for path in _data_files(self._folder):
+                name = path.relative_to(self._folder).as_posix()
+                files[name] = self._files.get(name) or FileRecord.of(path)
+                outputs.fsync_file(path)
+            table = {name: [r.size_bytes, r.sha256] for name, r in sorted(files.items())}
+            content = {"ledger_version": LEDGER_VERSION, "files": table, "digest": digest(table)}
+            outputs.write_json(self._folder / LEDGER, content)
+            self.is_sealed = True
         (self._folder / JOURNAL).unlink(missing_ok=True)
 
 
@@ -120,12 +133,13 @@ def read_ledger(folder: Path) -> dict[str, FileRecord]:
         msg = f"store '{folder}': has no {LEDGER}; it is unfinished or was not made by wsiseg"
         raise StoreError(msg)
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        content = json.loads(data)
         table = content["files"]
         if content["ledger_version"] > LEDGER_VERSION:
             msg = f"store '{folder}': its ledger is newer than this wsiseg; upgrade wsiseg"
             raise StoreError(msg)
-        if content["digest"] != digest(table):
+        if content["digest"] != digest(table) or data != outputs.json_text(content).encode():
             msg = f"store '{folder}': {LEDGER} is damaged (its own checksum differs)"
             raise StoreCorruptError(msg)
         return {name: FileRecord(int(size), str(sha)) for name, (size, sha) in table.items()}
@@ -139,10 +153,14 @@ def read_ledger(folder: Path) -> dict[str, FileRecord]:
 def check_sizes(folder: Path, files: dict[str, FileRecord]) -> None:
     """Raise StoreCorruptError for the first file that is missing or has another size.
 
-    Costs one `stat` per file; done at every opening, since a missing chunk would read as zeros.
+    Done at every opening, since a missing chunk would read as zeros. Costs one `stat` per file, and
+    the reading of the few that hold metadata: chunks have checksums of their own, those have none.
     """
     for name, record in files.items():
-        problem = _size_problem(folder / name, record)
+        is_metadata = name.rsplit("/", 1)[-1] == METADATA
+        problem = (
+            _problem(folder, name, record) if is_metadata else _size_problem(folder / name, record)
+        )
         if problem is not None:
             msg = f"store '{folder}': {name}: {problem}; make the store again"
             raise StoreCorruptError(msg)
@@ -172,20 +190,30 @@ def _data_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _lines(journal: Path) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a journal; a torn last line is an uncommitted unit."""
+def _entries(journal: Path) -> Iterator[tuple[str, dict[str, FileRecord]]]:
+    """Yield the units of a journal with their files; a line that is not whole counts for nothing.
+
+    That is a last line cut by a crash, which is removed so that the next one stands alone, or a
+    damaged one. Either way the unit is done again.
+    """
     if not journal.exists():
         return
     data = journal.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
-        journal.write_bytes(whole)
+        os.truncate(journal, len(whole))
     for line in whole.splitlines():
         try:
-            yield json.loads(line)
-        except ValueError as error:
-            msg = f"'{journal}': a line is damaged ({error}); start again with --overwrite"
-            raise StoreCorruptError(msg) from error
+            entry = json.loads(line)
+            unit, files = entry["unit"], entry["files"]
+            if entry["check"] == _check(unit, files):
+                yield unit, {name: FileRecord(*record) for name, record in files.items()}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+
+
+def _check(unit: str, files: dict[str, Any]) -> str:
+    return digest({"unit": unit, "files": files})
 
 
 def _size_problem(path: Path, record: FileRecord) -> str | None:

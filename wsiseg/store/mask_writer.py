@@ -54,10 +54,10 @@ class MaskWriter:
 
     def __enter__(self) -> Self:
         """Take the lock and open or begin the unfinished mask."""
-        self._lock.enter_context(outputs.output_lock(self._path))
-        try:
+        with ExitStack() as lock:
+            lock.enter_context(outputs.output_lock(self._path))
             if self._overwrite or not (self._partial / "zarr.json").exists():
-                outputs.remove_tree(self._partial)
+                outputs.discard(self._partial)
                 self._begin()
             else:
                 self._check_resumable()
@@ -65,9 +65,7 @@ class MaskWriter:
             self._labels = self._levels(group, "")
             self._probability = self._levels(group, f"{PROBABILITY}/")
             self._journal = Journal(self._partial)
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = lock.pop_all()
         return self
 
     def __exit__(
@@ -77,7 +75,7 @@ class MaskWriter:
         trace: TracebackType | None,
     ) -> None:
         """Drop the lock; unfinished work stays for the next run to go on with."""
-        self._lock.close()
+        self._lock.__exit__(kind, error, trace)
 
     def _begin(self) -> None:
         new = outputs.partial_path(self._path.with_name(self._path.name + ".new"))
@@ -187,7 +185,7 @@ class MaskWriter:
         if pending := self.pending_chunks():
             msg = f"store '{self._path}': chunks {pending[:5]} are not written yet"
             raise StoreError(msg)
-        for level in range(1, self._num_levels):
+        for level in range(1, 1 if self._journal.is_sealed else self._num_levels):
             self._build_level(self._labels, level, ngff.halve)
             if self._probability:
                 self._build_level(self._probability, level, ngff.halve_mean)

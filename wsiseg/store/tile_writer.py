@@ -52,18 +52,16 @@ class TileWriter:
 
     def __enter__(self) -> Self:
         """Take the lock and open or begin the unfinished store."""
-        self._lock.enter_context(outputs.output_lock(self._path))
-        try:
+        with ExitStack() as lock:
+            lock.enter_context(outputs.output_lock(self._path))
             if self._overwrite or not (self._partial / "zarr.json").exists():
-                outputs.remove_tree(self._partial)
+                outputs.discard(self._partial)
                 self._begin()
             else:
                 self._check_resumable()
             self._group = zarr.open_group(self._partial, mode="r+")
             self._journal = Journal(self._partial)
-        except BaseException:
-            self._lock.close()
-            raise
+            self._lock = lock.pop_all()
         return self
 
     def __exit__(
@@ -73,7 +71,7 @@ class TileWriter:
         trace: TracebackType | None,
     ) -> None:
         """Drop the lock; unfinished work stays for the next run to go on with."""
-        self._lock.close()
+        self._lock.__exit__(kind, error, trace)
 
     def _begin(self) -> None:
         """Write the arrays' metadata; `zarr.json` of the group comes last, as the sign of it."""
