@@ -26,7 +26,7 @@ from wsiseg.training.curves import image_grid, paint_labels, write_image
 from wsiseg.training.data import TileSet, split_tiles
 from wsiseg.training.loop import Trainer
 from wsiseg.training.losses import SegmentationLoss
-from wsiseg.training.runs import finish_run, open_run, open_stores, store_inputs
+from wsiseg.training.runs import draw_run, open_run, open_stores, store_inputs
 from wsiseg.training.tasks import SegmentTask, Setup
 
 SHOWN_TILES = 6
@@ -106,6 +106,7 @@ def run(
             result = trainer.run("finetune")
             model.load_state_dict(result.best)
             _write_examples(model, val if len(val) else train, classes, output, device)
+            draw_run(output, title="fine-tuning")
             save_checkpoint(
                 output,
                 kind="segmenter",
@@ -126,7 +127,6 @@ def run(
                 },
                 run=info,
             )
-            finish_run(output, title="fine-tuning")
         metrics = load_checkpoint(output, kind="segmenter").metrics
     return FinetuneSummary(
         output=str(output),

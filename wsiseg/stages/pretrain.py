@@ -21,7 +21,7 @@ from wsiseg.store.tiles import TileStore
 from wsiseg.training.curves import image_grid, write_image
 from wsiseg.training.data import split_tiles
 from wsiseg.training.loop import Trainer, TrainResult
-from wsiseg.training.runs import finish_run, open_run, open_stores, store_inputs
+from wsiseg.training.runs import draw_run, open_run, open_stores, store_inputs
 from wsiseg.training.tasks import SAMPLES, DenoiseTask, Setup, torch_generator
 
 SAMPLE_GRID = 3
@@ -86,6 +86,7 @@ def run(
             result = trainer.run("pretrain")
             unet.load_state_dict(result.ema)
             _write_samples(unet, diffusion, config, tiles[0], output, result, device)
+            draw_run(output, title="diffusion pretraining")
             save_checkpoint(
                 output,
                 kind="pretrain",
@@ -100,7 +101,6 @@ def run(
                 metrics=_metrics(result),
                 run=info,
             )
-            finish_run(output, title="diffusion pretraining")
         metrics = load_checkpoint(output, kind="pretrain").metrics
     return PretrainSummary(
         output=str(output),

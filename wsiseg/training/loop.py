@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from wsiseg.errors import TrainingDivergedError
+from wsiseg.outputs import fsync_file
 from wsiseg.progress import Progress
 from wsiseg.settings.training import OptimConfig
 from wsiseg.training.data import read_ahead
@@ -309,6 +311,8 @@ class Trainer:
         }
         for number, values in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{n}": torch.as_tensor(t) for n, t in values.items()}
+        if (log := self._folder / METRICS_NAME).exists():
+            fsync_file(log)  # a resume point never knows more than the log
         save_state(self._folder, self._state, tensors)
 
     def _resume(self) -> None:
@@ -364,7 +368,7 @@ def _truncate_metrics(path: Path, step: int) -> None:
         return
     lines = path.read_bytes().splitlines(keepends=True)
     kept = itertools.takewhile(lambda line: _is_line_until(line, step), lines)
-    path.write_bytes(b"".join(kept))
+    os.truncate(path, sum(map(len, kept)))  # never shorter than that, whenever we are killed
 
 
 def _is_line_until(line: bytes, step: int) -> bool:

@@ -36,6 +36,9 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """Hold the lock of a run folder, begun or taken up again.
 
+    The checkpoint is what marks a run as finished, so whoever has the folder writes it last of
+    all; the resume points are dropped here then.
+
     Raises
     ------
     OutputExistsError
@@ -44,12 +47,13 @@ def open_run(
     with outputs.output_lock(path):
         if overwrite:
             _check_is_run(path)
-            outputs.remove_tree(path)
-        if path.exists() and any(path.iterdir()):
+            outputs.discard(path)
+        if _is_begun(path):
             _check_is_run(path)
             found = json.loads((path / RUN_NAME).read_text(encoding="utf-8"))
             check_same_run(fingerprint_of(found), info.fingerprint, output=path)
             if (path / META_NAME).exists():
+                remove_points(path)
                 yield RunFolder(path, is_finished=True)
                 return
         path.mkdir(parents=True, exist_ok=True)
@@ -57,20 +61,25 @@ def open_run(
         text = yaml.safe_dump({section: to_dict(config)}, sort_keys=False)
         outputs.write_text(path / "config.yaml", text)
         yield RunFolder(path, is_finished=False)
+        remove_points(path)
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether there is more than what a run leaves that was killed in its first moment."""
+    if not path.is_dir():
+        return path.exists()
+    return any(not inner.name.endswith(outputs.PARTIAL_SUFFIX) for inner in path.iterdir())
 
 
 def _check_is_run(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        if path.is_dir() and (path / RUN_NAME).is_file():
-            return
+    if _is_begun(path) and not (path / RUN_NAME).is_file():
         msg = f"output '{path}' exists and is not a run of wsiseg; choose another"
         raise OutputExistsError(msg)
 
 
-def finish_run(path: Path, *, title: str) -> None:
-    """Draw the curves and drop the resume points; the checkpoint is written by now."""
+def draw_run(path: Path, *, title: str) -> None:
+    """Draw the curves of a run."""
     write_curves(path / METRICS_NAME, path / "curves.png", title=title)
-    remove_points(path)
 
 
 def open_stores(paths: Sequence[Path]) -> list[TileStore]:
