@@ -8,10 +8,14 @@ repeat a run.
 import os
 import secrets
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from reliability.scorecard import Scorecard
+
+if TYPE_CHECKING:
+    from reliability.bench import Bench
 
 SCORECARD = pytest.StashKey[Scorecard]()
 SEED = pytest.StashKey[int]()
@@ -70,3 +74,13 @@ def pytest_terminal_summary(
         terminalreporter.section(f"reliability scorecard (seed {config.stash[SEED]})")
         for line in card.lines():
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Bench"]:
+    """Every command on a small slide, in forks of a process that has imported them."""
+    from reliability.bench import LANES, MODULES, Bench
+    from reliability.zygote import Zygote
+
+    with Zygote(*MODULES, num_lanes=LANES) as zygote:
+        yield Bench(zygote, tmp_path_factory.mktemp("bench"))

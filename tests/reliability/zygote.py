@@ -7,15 +7,20 @@ abort, all memory, a hang) ends that run only, and is seen.
 import contextlib
 import json
 import os
+import queue
 import resource
 import select
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from reliability.faults import Faults
 
 
 @dataclass(frozen=True)
@@ -29,28 +34,47 @@ class Done:
     stderr: str
     max_rss_bytes: int
     seconds: float
+    calls: list[str] = field(default_factory=list)
+    """With `fault`: the calls that change files, in order (`reliability.faults`)."""
 
 
 class Zygote:
-    """Runs `wsiseg ARGS...`; a context manager."""
+    """Runs `wsiseg ARGS...`; a context manager.
 
-    def __init__(self, *modules: str) -> None:
+    `num_lanes` runs may go on at once, called from as many threads.
+    """
+
+    def __init__(self, *modules: str, num_lanes: int = 1) -> None:
+        requests = [os.pipe() for _ in range(num_lanes - 1)]
+        answers = [os.pipe() for _ in range(num_lanes - 1)]
+        ends = [(r[0], a[1]) for r, a in zip(requests, answers, strict=True)]
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), *modules],
+            [sys.executable, str(Path(__file__).resolve()), json.dumps(ends), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=[end for pair in ends for end in pair],
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        for pair in ends:
+            for end in pair:
+                os.close(end)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._lanes: queue.Queue[tuple[IO[bytes], IO[bytes]]] = queue.Queue()
+        self._lanes.put((self._process.stdin, self._process.stdout))
+        for request, answer in zip(requests, answers, strict=True):
+            self._lanes.put((os.fdopen(request[1], "wb"), os.fdopen(answer[0], "rb")))
 
     def __enter__(self) -> "Zygote":
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
+        lanes = [self._lanes.get_nowait() for _ in range(self._lanes.qsize())]
+        for request, _ in lanes:
+            request.close()
         self._process.wait(timeout=30)
-        self._process.stdout.close()
+        for _, answer in lanes:
+            answer.close()
 
     def run(
         self,
@@ -58,19 +82,35 @@ class Zygote:
         cwd: Path,
         timeout_s: float = 120.0,
         memory_limit_bytes: int | None = None,
+        file_limit_bytes: int | None = None,
+        signals: Sequence[tuple[float, int]] = (),
+        fault: tuple[str, int] | None = None,
     ) -> Done:
-        """Run one command in `cwd`; its output comes back even if it was killed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        """Run one command in `cwd`; its output comes back even if it was killed.
+
+        Parameters
+        ----------
+        signals
+            (seconds after the start, signal) for the process group of the command, in order.
+        fault
+            Kind and number of a `reliability.faults` fault under `cwd`; number 0 only counts.
+        """
         request = {
             "args": [os.fsencode(str(a)).hex() for a in args],
             "cwd": str(cwd),
             "timeout_s": timeout_s,
             "memory_limit_bytes": memory_limit_bytes,
+            "file_limit_bytes": file_limit_bytes,
+            "signals": list(signals),
+            "fault": fault,
         }
-        self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        self._process.stdin.flush()
-        return Done(**json.loads(self._process.stdout.readline()))
+        lane = self._lanes.get()
+        try:
+            lane[0].write(json.dumps(request).encode() + b"\n")
+            lane[0].flush()
+            return Done(**json.loads(lane[1].readline()))
+        finally:
+            self._lanes.put(lane)
 
 
 def main() -> None:
@@ -79,22 +119,67 @@ def main() -> None:
 
     import wsiseg.cli.main  # noqa: F401 - imported for the forks
 
-    for name in sys.argv[1:]:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    other_lanes, modules = json.loads(sys.argv[1]), sys.argv[2:]
+    for name in modules:
         importlib.import_module(name)
-    answers = os.fdopen(os.dup(1), "w")
+    if "reliability.faults" in sys.modules:
+        _prepare_for_many()
+    lanes = [os.fork() == 0 and _serve_lane(*ends) for ends in other_lanes]
+    answers = os.dup(1)
     os.dup2(2, 1)
-    while line := sys.stdin.buffer.readline():
-        print(json.dumps(_serve(json.loads(line))), file=answers, flush=True)
+    _serve_all(0, answers)
+    for _ in lanes:
+        os.wait()
+
+
+def _serve_lane(requests: int, answers: int) -> NoReturn:
+    os.dup2(requests, 0)
+    os.close(requests)
+    os.dup2(2, 1)
+    try:
+        _serve_all(0, answers)
+    finally:
+        os._exit(0)
+
+
+def _serve_all(requests: int, answers: int) -> None:
+    with os.fdopen(requests, "rb", closefd=False) as lines, os.fdopen(answers, "w") as out:
+        while line := lines.readline():
+            print(json.dumps(_serve(json.loads(line))), file=out, flush=True)
+
+
+def _prepare_for_many() -> None:
+    """Make runs cheap and alike: everything loaded, small shards, helpers forked.
+
+    The commit is looked up once too; one made meanwhile would change what is written.
+    """
+    import gc
+
+    from reliability.warm import warm_up
+
+    from wsiseg.store import tiles
+
+    tiles.MAX_TILES_PER_SHARD = 4
+    _fork_helpers()
+    warm_up()
+    gc.collect()
+    gc.freeze()
 
 
 def _serve(request: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
-    files = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    files = [os.memfd_create(name) for name in ("stdout", "stderr", "calls")]
     pid = os.fork()
     if pid == 0:
         _be_the_command(request, files)
     deadline, killed = began + request["timeout_s"], False
     descriptor = os.pidfd_open(pid)
+    for after_s, number in request["signals"]:
+        left_s = max(0.0, began + after_s - time.monotonic())
+        if not select.select([descriptor], [], [], left_s)[0]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, number)
     if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
         killed = True
         os.killpg(pid, signal.SIGKILL)
@@ -111,6 +196,7 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
         "stderr": _content(files[1]),
         "max_rss_bytes": usage.ru_maxrss * 1024,
         "seconds": time.monotonic() - began,
+        "calls": _content(files[2]).splitlines(),
     }
 
 
@@ -130,18 +216,21 @@ def _be_the_command(request: dict[str, Any], files: list[int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(request["cwd"])
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        limit = request["memory_limit_bytes"]
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        for name, what in (("memory", resource.RLIMIT_AS), ("file", resource.RLIMIT_FSIZE)):
+            limit = request[f"{name}_limit_bytes"]
+            if limit is not None:
+                resource.setrlimit(what, (limit, limit))
         sys.argv = ["wsiseg", *(os.fsdecode(bytes.fromhex(a)) for a in request["args"])]
         from wsiseg.cli.main import main as command
 
+        faults = _install_faults(request)
         try:
             command()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 70
         sys.stdout.flush()
         sys.stderr.flush()
+        os.write(files[2], "\n".join(faults.log).encode())
     except BaseException:  # noqa: BLE001 - shown as a traceback, which the tests look for
         import traceback
 
@@ -149,6 +238,71 @@ def _be_the_command(request: dict[str, Any], files: list[int]) -> NoReturn:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _install_faults(request: dict[str, Any]) -> "Faults":
+    from reliability.faults import Faults, install
+
+    kind, number = request["fault"] or (None, 0)
+    faults = Faults(root=request["cwd"], kind=kind, n=number)
+    if request["fault"] is not None:
+        install(faults)
+    return faults
+
+
+class _ForkedHelper:
+    """The helper process of `wsiseg.slides.probe`, forked from here instead of started anew.
+
+    It runs the same code; only its second of imports is saved. Has what Popen would have.
+    """
+
+    def __init__(self) -> None:
+        request_r, request_w = os.pipe()
+        answer_r, answer_w = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                for descriptor, target in ((request_r, 0), (answer_w, 1)):
+                    os.dup2(descriptor, target)
+                for descriptor in (request_r, request_w, answer_r, answer_w):
+                    os.close(descriptor)
+                from wsiseg.slides import probe_server
+
+                probe_server.main()
+            finally:
+                os._exit(0)
+        os.close(request_r)
+        os.close(answer_w)
+        self.stdin, self.stdout = os.fdopen(request_w, "wb"), os.fdopen(answer_r, "rb")
+        self._is_over = False
+
+    def poll(self) -> int | None:
+        if not self._is_over:
+            self._is_over = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        return 0 if self._is_over else None
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        if not self._is_over:
+            os.waitpid(self.pid, 0)
+            self._is_over = True
+        return 0
+
+
+def _fork_helpers() -> None:
+    from wsiseg.slides import probe
+
+    def start(server: Any) -> Any:
+        if server._process is None or server._process.poll() is not None:
+            server._stop()
+            server._unread = b""
+            server._process = _ForkedHelper()
+        return server._process
+
+    probe._Server.start = start  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
