@@ -145,13 +145,17 @@ def discard(path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Finish what a killed process was doing to the name of `path`, if anything.
+    """Finish what a killed process was doing to the name of `path`, and drop its lock.
 
     For those who look whether a result is there before they take its lock, which does the same.
     """
-    if _old_path(path).exists():
+    if _old_path(path).exists() or _lock_path(path).exists():
         with output_lock(path):
             pass
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
 
 
 def _old_path(path: Path) -> Path:
@@ -192,7 +196,7 @@ def output_lock(path: Path) -> Iterator[None]:
     """
     with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock_path = path.with_name(path.name + ".lock")
+        lock_path = _lock_path(path)
         descriptor = _acquire(lock_path, path)
         try:
             _finish_renaming(path)

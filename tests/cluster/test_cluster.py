@@ -29,6 +29,11 @@ def ignore(index: int, outcome: Outcome) -> None:
     """Take a result and do nothing with it."""
 
 
+def resident_bytes() -> int:
+    """Return the memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def values(outcomes: list[Outcome]) -> list[object]:
     return [outcome.value for outcome in outcomes]
 
@@ -103,7 +108,9 @@ def test_items_whose_worker_was_taken_away_are_done_by_another(tasks, tmp_path, 
 
 def test_an_item_that_takes_too_much_memory_costs_only_itself(tasks, monkeypatch, capfd):
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 2 * 300_000_000)
+    before = resident_bytes()
     outcomes = map_items(tasks.take_memory, [50, 600, 50], workers=2, on_result=ignore)
+    assert resident_bytes() - before < 150_000_000
     assert [o.error is None for o in outcomes] == [True, False, True]
     assert "out of memory" in str(outcomes[1].error)
     assert capfd.readouterr() == ("", "")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -112,12 +113,23 @@ class Bench:
     def folder(self, command: Command) -> Path:
         """Return a new folder with what the command reads."""
         self._num_folders += 1
-        folder = self.root / f"trial-{self._num_folders}"
+        return self.furnish(self.root / f"trial-{self._num_folders}", command)
+
+    def furnish(self, folder: Path, command: Command) -> Path:
+        """Put what the command reads into a folder, as links."""
         for name in command.reads:
-            source, target = self.whole / name, folder / name
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(source)
+            target.symlink_to(self.whole / name)
         return folder
+
+    def copy_results(self, command: Command, folder: Path) -> None:
+        """Put copies of what an undisturbed run of the command left into a folder."""
+        for name in command.writes:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy = shutil.copytree if (self.whole / name).is_dir() else shutil.copy
+            copy(self.whole / name, target)
 
     def calls(self, command: Command, *extra: object) -> list[str]:
         """Return the calls that change files in an undisturbed run."""

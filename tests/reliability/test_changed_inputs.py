@@ -17,9 +17,7 @@ def other_picture(path):
 def other_labels(folder):
     path = folder / "labels" / "small.png"
     labels = Image.open(path).point(lambda v: 1 - v)
-    shutil.rmtree(folder / "labels") if not (folder / "labels").is_symlink() else (
-        folder / "labels"
-    ).unlink()
+    (folder / "labels").unlink()  # a link
     (folder / "labels").mkdir()
     labels.save(folder / "labels" / "small.png")
 
@@ -62,11 +60,7 @@ def test_a_changed_input_is_refused_and_overwrite_replaces(bench, scorecard, cas
     command = commands("large" if name in ("pretrain", "finetune") else "small")[name]
     folder = bench.folder(command)
     if is_finished:
-        for output in command.writes:
-            target = folder / output
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy = shutil.copytree if (bench.whole / output).is_dir() else shutil.copy
-            copy(bench.whole / output, target)
+        bench.copy_results(command, folder)
     elif name == "export":
         pytest.skip("a GeoJSON is written in one go")
     else:
@@ -122,11 +116,7 @@ def test_a_kill_while_overwriting_leaves_the_old_or_the_new_or_clearly_nothing(
 
     def overwrite(n):
         folder = bench.folder(command)
-        for output in command.writes:
-            target = folder / output
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy = shutil.copytree if (bench.whole / output).is_dir() else shutil.copy
-            copy(bench.whole / output, target)
+        bench.copy_results(command, folder)
         done = bench.run(command, folder, *extra[name], "--overwrite", fault=("kill", n))
         found = {k: v for output in command.writes for k, v in snapshot(folder, output).items()}
         if (folder / marks[name]).exists():  # under its final name is one or the other

@@ -98,10 +98,8 @@ def test_only_the_damaged_slide_is_made_again(bench, scorecard, seed, name):
     rng = random.Random(seed)
     command, other = commands("small")[name], commands("large")[name]
     folder = bench.folder(command)
-    for output in (*command.writes, *other.writes):
-        (folder / output).parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copytree if (bench.whole / output).is_dir() else shutil.copy
-        copy(bench.whole / output, folder / output)
+    bench.copy_results(command, folder)
+    bench.copy_results(other, folder)
     (folder / "large.png").symlink_to(bench.whole / "large.png")
     store, untouched = folder / command.writes[0], folder / other.writes[0]
     lost = rng.choice([p for p in store.rglob("*") if p.is_file() and "/c/" in str(p)])

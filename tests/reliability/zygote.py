@@ -302,7 +302,7 @@ def _fork_helpers() -> None:
             server._process = _ForkedHelper()
         return server._process
 
-    probe._Server.start = start  # type: ignore[method-assign]
+    probe._Server.start = start  # type: ignore[method-assign, assignment] # a helper of ours
 
 
 if __name__ == "__main__":

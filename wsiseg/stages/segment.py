@@ -111,9 +111,10 @@ def run(
                 writer.finish()
         mask = SlideMask.open(output)
         survey = survey_mask(mask, windows)
-        if overlay is not None and not (is_finished and overlay.exists()):
+        if overlay is not None:
             with output_lock(overlay):
-                write_overlay(slide, mask, overlay, area_um2=survey.area_um2)
+                if not (is_finished and overlay.exists()):
+                    write_overlay(slide, mask, overlay, area_um2=survey.area_um2)
     return SegmentSummary(
         slide_id=entry.slide_id,
         mpp=round(windows.raster.mpp, 4),
