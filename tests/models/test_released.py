@@ -23,7 +23,7 @@ from wsiseg.errors import CheckpointError, ConfigError, OutputExistsError
 from wsiseg.models import released as released_module
 from wsiseg.models.checkpoint import load_checkpoint
 from wsiseg.models.released import read_released, released_name
-from wsiseg.models.unet import tensor_shapes
+from wsiseg.models.unet import UNet, tensor_shapes
 from wsiseg.settings.model import UNET_PRESETS
 from wsiseg.settings.released import ImportConfig
 from wsiseg.stages import import_checkpoint
@@ -211,6 +211,27 @@ def released(tmp_path_factory):
     shutil.rmtree(folder)
 
 
+TIMES = (0.0, 1.0, 2.0, 10.0, 499.0, 500.0, 741.0, 998.0, 999.0)
+
+
+@pytest.mark.parametrize("side", [(8, 8), (16, 40), (64, 64)])
+@pytest.mark.parametrize("num_outputs", [2, 3])
+def test_the_network_of_the_preset_computes_the_released_one_at_every_size_and_time(
+    released, num_outputs, side
+):
+    """Within 1e-5 of the size of the output, in float32, for images in and out of range."""
+    unet = UNet(UNET_PRESETS["parity"], out_channels=num_outputs).eval()
+    unet.load_state_dict(read_released(released[num_outputs]).state_dict)
+    reference = Released(random_state(num_outputs))
+    generator = torch.Generator().manual_seed(sum(side))
+    for t in TIMES:
+        x = torch.randn(1, 3, *side, generator=generator) * (1 + t / 500)
+        theirs = reference(x, torch.tensor([t]))
+        with torch.no_grad():
+            ours = unet(x, torch.tensor([int(t)]))
+        assert (ours - theirs).abs().max() < 1e-5 * max(1.0, float(theirs.abs().max()))
+
+
 def images():
     return torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(7))
 
@@ -303,6 +324,37 @@ def test_files_of_torch_before_1_6_are_read(tmp_path):
     content = {"epoch": 3, "loss": 0.1, "model_state_dict": slim_state(3)}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
     assert read_released(tmp_path / "a.pth").epoch == 3
+
+
+def wrapped(state):
+    return OrderedDict((f"module.{name}", tensor) for name, tensor in state.items())
+
+
+def bare(state):
+    return OrderedDict((name.removeprefix("net."), tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("rename", [wrapped, bare, lambda state: wrapped(bare(state))])
+@pytest.mark.parametrize("is_alone", [False, True], ids=["in a checkpoint", "alone"])
+def test_prefixes_of_wrappers_and_tensors_alone_are_the_same_network(tmp_path, rename, is_alone):
+    path = tmp_path / "a.pth"
+    state = slim_state(3)
+    state["net.init_conv.bias"] = torch.arange(42.0)
+    if is_alone:
+        torch.save(rename(state), path)
+    else:
+        save_released(path, rename(state))
+    found = read_released(path)
+    assert found.epoch == (None if is_alone else 84)
+    assert found.state_dict["stem.bias"].tolist() == list(range(42))
+
+
+def test_our_own_names_in_a_pickle_are_refused(tmp_path):
+    shapes = tensor_shapes(UNET_PRESETS["parity"], out_channels=3)
+    state = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"not the released network: 'net\.final_conv"):
+        read_released(tmp_path / "a.pth")
 
 
 # What is refused.

@@ -1,16 +1,21 @@
 """`wsiseg pretrain` and `wsiseg finetune`."""
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsiseg.cli.many import overwrite_option
 from wsiseg.cli.options import config_options
 from wsiseg.cli.report import TerminalProgress, print_summary
+from wsiseg.progress import SilentProgress
 from wsiseg.settings.model import UNET_PRESETS
 from wsiseg.settings.training import FinetuneConfig, PretrainConfig
+
+if TYPE_CHECKING:
+    from wsiseg.training.ranks import Ranks
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 
@@ -45,15 +50,18 @@ def pretrain_command(
     """Learn tissue from unlabelled TILES (stores or folders of them) by denoising diffusion."""
     from wsiseg.stages.pretrain import run
 
+    ranks = ranks_of_torchrun()
     summary = run(
         config,
         stores=find_stores(tiles),
         output=output,
         overwrite=overwrite,
-        progress=TerminalProgress(),
+        progress=TerminalProgress() if ranks.is_first else SilentProgress(),
+        ranks=ranks,
     )
     row = dataclasses.asdict(summary)
-    print_summary([row], columns=tuple(row), title="pretrain", as_json=as_json)
+    if ranks.is_first:
+        print_summary([row], columns=tuple(row), title="pretrain", as_json=as_json)
     return 0
 
 
@@ -84,6 +92,7 @@ def finetune_command(
     """Learn to segment from the labelled ones among TILES (stores or folders of them)."""
     from wsiseg.stages.finetune import run
 
+    ranks = ranks_of_torchrun()
     if (pretrained is None) != from_scratch:
         raise click.UsageError("give either --pretrained RUN or --from-scratch")
     summary = run(
@@ -92,11 +101,24 @@ def finetune_command(
         output=output,
         pretrained=pretrained,
         overwrite=overwrite,
-        progress=TerminalProgress(),
+        progress=TerminalProgress() if ranks.is_first else SilentProgress(),
+        ranks=ranks,
     )
     row = dataclasses.asdict(summary)
-    print_summary([row], columns=tuple(row), title="finetune", as_json=as_json)
+    if ranks.is_first:
+        print_summary([row], columns=tuple(row), title="finetune", as_json=as_json)
     return 0
+
+
+def ranks_of_torchrun() -> "Ranks":
+    """Return this process's place among those that torchrun started, if it did."""
+    from wsiseg.training.ranks import ALONE, Ranks
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not all(os.environ.get(name, "").isdecimal() for name in names):
+        return ALONE
+    rank, size, local = (int(os.environ[name]) for name in names)
+    return Ranks(rank=rank, size=size, local=local)
 
 
 def find_stores(tiles: tuple[str, ...]) -> list[Path]:

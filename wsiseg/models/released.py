@@ -30,6 +30,9 @@ STATE_KEY = "model_state_dict"
 PREFIX = "net."
 """The released modules hold their U-Net as `net`."""
 
+WRAPPER = "module."
+"""What DistributedDataParallel and DataParallel put before the names."""
+
 OUTPUT_BIAS = PREFIX + "final_conv.1.bias"
 """Its length is the number of outputs."""
 
@@ -118,8 +121,8 @@ def read_released(path: Path) -> ReleasedWeights:
     """
     where = f"released checkpoint '{path}'"
     content = _unpickle(path, where)
-    state = content.get(STATE_KEY) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state:
+    state = _state_of(content)
+    if state is None:
         found = f"keys {_shown(content)}" if isinstance(content, dict) else type(content).__name__
         msg = f"{where}: holds no '{STATE_KEY}' as the released code writes it, but {found}"
         raise CheckpointError(msg)
@@ -163,6 +166,27 @@ def released_name(name: str) -> str:
         return f"{PREFIX}{match.expand(place)}{inner}.{kind}"
     msg = f"the released network has no tensor '{name}'"
     raise ValueError(msg)
+
+
+def _state_of(content: Any) -> dict[Any, Any] | None:  # noqa: ANN401 - whatever the file holds
+    """Return the named tensors of a file, None if it has none.
+
+    The released trainer writes those of the network inside its parallel wrapper; a file with
+    the wrapper's `module.`, without `net.`, or of the tensors alone is the same network.
+    """
+    if not isinstance(content, dict):
+        return None
+    state = content.get(STATE_KEY, content)
+    if not isinstance(state, dict) or not state:
+        return None
+    names = [name for name in state if isinstance(name, str)]
+    if state is content and "." not in "".join(names):
+        return None
+    if all(name.startswith(WRAPPER) for name in names) and len(names) == len(state):
+        state = {name.removeprefix(WRAPPER): tensor for name, tensor in state.items()}
+    if OUTPUT_BIAS.removeprefix(PREFIX) in state:
+        state = {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
+    return state
 
 
 def _unpickle(path: Path, where: str) -> Any:  # noqa: ANN401 - whatever the file holds

@@ -26,6 +26,7 @@ from wsiseg.training.curves import image_grid, paint_labels, write_image
 from wsiseg.training.data import TileSet, split_tiles
 from wsiseg.training.loop import Trainer
 from wsiseg.training.losses import SegmentationLoss
+from wsiseg.training.ranks import ALONE, Ranks, joined
 from wsiseg.training.runs import draw_run, open_run, open_stores, store_inputs
 from wsiseg.training.tasks import SegmentTask, Setup
 
@@ -59,6 +60,7 @@ def run(
     pretrained: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> FinetuneSummary:
     """Fine-tune on the labelled tiles of `stores` into the run folder `output`.
 
@@ -79,7 +81,7 @@ def run(
         `output` holds a run of other settings or tiles.
     """
     began = time.perf_counter()
-    device = resolve_device(config.device)
+    device = ranks.device(resolve_device(config.device))
     tiles = open_stores(stores)
     classes = _classes(tiles)
     checkpoint = None if pretrained is None else load_checkpoint(pretrained, kind="pretrain")
@@ -89,7 +91,12 @@ def run(
     )
     inputs = store_inputs(tiles) | ({"pretrained": checkpoint.digest} if checkpoint else {})
     info = RunInfo.of("finetune", result_settings(config), inputs, seed=config.seed)
-    with open_run(output, info, config, section="finetune", overwrite=overwrite) as folder:
+    with (
+        joined(ranks, device),
+        open_run(
+            output, info, config, section="finetune", overwrite=overwrite, ranks=ranks
+        ) as folder,
+    ):
         torch.manual_seed(config.seed)
         model = Segmenter(
             UNet(unet_config, out_channels=classes.num_labels), classes, config.timestep
@@ -97,36 +104,39 @@ def run(
         if checkpoint is not None:
             model.transfer_from_pretrained(checkpoint.state_dict)
         if not folder.is_finished:
-            setup = Setup(train, val, config.optim, config.augment, device, config.seed)
+            setup = Setup(train, val, config.optim, config.augment, device, config.seed, ranks)
             loss = SegmentationLoss(config.loss, classes.num_labels)
             trainer = Trainer(
                 model, SegmentTask(setup, loss, classes), config.optim,
                 folder=output, device=device, progress=progress or SilentProgress(),
+                ranks=ranks,
             )  # fmt: skip
             result = trainer.run("finetune")
-            model.load_state_dict(result.best)
-            _write_examples(model, val if len(val) else train, classes, output, device)
-            draw_run(output, title="fine-tuning")
-            save_checkpoint(
-                output,
-                kind="segmenter",
-                unet_config=unet_config,
-                out_channels=classes.num_labels,
-                state=result.best,
-                mpp=tiles[0].raster.mpp,
-                tile_size_px=tiles[0].tile_size_px,
-                timestep=config.timestep,
-                classes=classes,
-                diffusion=None,
-                metrics={
-                    "dice": result.best_metric,
-                    "best_step": result.best_step,
-                    "steps": result.steps,
-                    "stopped_early": result.is_stopped_early,
-                    "skipped_steps": result.num_bad_steps,
-                },
-                run=info,
-            )
+            if ranks.is_first:
+                model.load_state_dict(result.best)
+                _write_examples(model, val if len(val) else train, classes, output, device)
+                draw_run(output, title="fine-tuning")
+                save_checkpoint(
+                    output,
+                    kind="segmenter",
+                    unet_config=unet_config,
+                    out_channels=classes.num_labels,
+                    state=result.best,
+                    mpp=tiles[0].raster.mpp,
+                    tile_size_px=tiles[0].tile_size_px,
+                    timestep=config.timestep,
+                    classes=classes,
+                    diffusion=None,
+                    metrics={
+                        "dice": result.best_metric,
+                        "best_step": result.best_step,
+                        "steps": result.steps,
+                        "stopped_early": result.is_stopped_early,
+                        "skipped_steps": result.num_bad_steps,
+                    },
+                    run=info,
+                )
+            ranks.from_first(0)  # the others wait for the files
         metrics = load_checkpoint(output, kind="segmenter").metrics
     return FinetuneSummary(
         output=str(output),

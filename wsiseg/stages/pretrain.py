@@ -21,6 +21,7 @@ from wsiseg.store.tiles import TileStore
 from wsiseg.training.curves import image_grid, write_image
 from wsiseg.training.data import split_tiles
 from wsiseg.training.loop import Trainer, TrainResult
+from wsiseg.training.ranks import ALONE, Ranks, joined
 from wsiseg.training.runs import draw_run, open_run, open_stores, store_inputs
 from wsiseg.training.tasks import SAMPLES, DenoiseTask, Setup, torch_generator
 
@@ -52,6 +53,7 @@ def run(
     output: Path,
     overwrite: bool = False,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> PretrainSummary:
     """Pretrain on the tiles of `stores` into the run folder `output`, going on where it stopped.
 
@@ -65,42 +67,50 @@ def run(
         Too many steps were not finite.
     """
     began = time.perf_counter()
-    device = resolve_device(config.device)
+    device = ranks.device(resolve_device(config.device))
     tiles = open_stores(stores)
     check_tile_size(tiles[0], config.model.divisor)
     train, val = split_tiles(
         tiles, val_fraction=config.val_fraction, seed=config.seed, labelled_only=False
     )
     info = RunInfo.of("pretrain", result_settings(config), store_inputs(tiles), seed=config.seed)
-    with open_run(output, info, config, section="pretrain", overwrite=overwrite) as folder:
+    with (
+        joined(ranks, device),
+        open_run(
+            output, info, config, section="pretrain", overwrite=overwrite, ranks=ranks
+        ) as folder,
+    ):
         torch.manual_seed(config.seed)
         unet = UNet(config.model, out_channels=3)
         diffusion = Diffusion(config.diffusion)
         if not folder.is_finished:
-            setup = Setup(train, val, config.optim, config.augment, device, config.seed)
+            setup = Setup(train, val, config.optim, config.augment, device, config.seed, ranks)
             task = DenoiseTask(setup, diffusion)
             trainer = Trainer(
                 unet, task, config.optim,
                 folder=output, device=device, progress=progress or SilentProgress(),
+                ranks=ranks,
             )  # fmt: skip
             result = trainer.run("pretrain")
-            unet.load_state_dict(result.ema)
-            _write_samples(unet, diffusion, config, tiles[0], output, result, device)
-            draw_run(output, title="diffusion pretraining")
-            save_checkpoint(
-                output,
-                kind="pretrain",
-                unet_config=config.model,
-                out_channels=3,
-                state=result.ema,
-                mpp=tiles[0].raster.mpp,
-                tile_size_px=tiles[0].tile_size_px,
-                timestep=0,
-                classes=None,
-                diffusion=to_dict(config.diffusion),
-                metrics=_metrics(result),
-                run=info,
-            )
+            if ranks.is_first:
+                unet.load_state_dict(result.ema)
+                _write_samples(unet, diffusion, config, tiles[0], output, result, device)
+                draw_run(output, title="diffusion pretraining")
+                save_checkpoint(
+                    output,
+                    kind="pretrain",
+                    unet_config=config.model,
+                    out_channels=3,
+                    state=result.ema,
+                    mpp=tiles[0].raster.mpp,
+                    tile_size_px=tiles[0].tile_size_px,
+                    timestep=0,
+                    classes=None,
+                    diffusion=to_dict(config.diffusion),
+                    metrics=_metrics(result),
+                    run=info,
+                )
+            ranks.from_first(0)  # the others wait for the files
         metrics = load_checkpoint(output, kind="pretrain").metrics
     return PretrainSummary(
         output=str(output),

@@ -238,9 +238,7 @@ class Trainer:
             with held_back():
                 self._judge(figures)
         state.validated_step = state.step
-        state.is_stopped_early = bool(
-            self._ranks.from_first(int(state.is_stopped_early), self._device)
-        )
+        state.is_stopped_early = bool(self._ranks.from_first(int(state.is_stopped_early)))
 
     def _judge(self, figures: dict[str, float]) -> None:
         """Keep the averaged weights if they are the best so far, but never ones with NaN."""
@@ -302,7 +300,8 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a resume point, unless there is nothing good to go on from."""
-        if not self._ranks.is_first or not _are_finite(self._model.state_dict()):
+        is_good = _are_finite(self._model.state_dict()) and _are_finite(self._ema)
+        if not self._ranks.is_first or not is_good:
             return
         tensors = {
             **{f"model.{n}": t for n, t in self._model.state_dict().items()},
@@ -327,7 +326,7 @@ class Trainer:
                 for name, tensor in _part(tensors, prefix).items():
                     kept[name].copy_(tensor)
             self._load_optimizer(_part(tensors, "optimizer."))
-        self._ranks.check_agree(self._state.step, self._device, what="step")
+        self._ranks.check_agree(self._state.step, what="step")
         if self._ranks.is_first:
             _truncate_metrics(self._folder / METRICS_NAME, self._state.step)
 

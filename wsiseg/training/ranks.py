@@ -61,18 +61,24 @@ class Ranks:
             tensor.copy_(flat[first : first + tensor.numel()].view(tensor.shape))
             first += tensor.numel()
 
-    def from_first(self, number: int, device: torch.device) -> int:
-        """Return the number that the first process gives."""
+    def from_first(self, number: int) -> int:
+        """Return the number that the first process gives; all wait for it."""
         if self.size == 1:
             return number
-        shared = torch.tensor([number], dtype=torch.int64, device=device)
+        shared = torch.tensor([number], dtype=torch.int64, device=self._own_device())
         distributed.broadcast(shared, src=0)
         return int(shared)
 
-    def check_agree(self, number: int, device: torch.device, *, what: str) -> None:
+    def _own_device(self) -> torch.device:
+        is_gpu = distributed.get_backend() == "nccl"
+        return torch.device("cuda", self.local) if is_gpu else torch.device("cpu")
+
+    def check_agree(self, number: int, *, what: str) -> None:
         """Raise ConfigError unless all processes have the number of the first."""
-        first = self.from_first(number, device)
-        differs = torch.tensor([number != first], dtype=torch.int64, device=device)
+        if self.size == 1:
+            return
+        first = self.from_first(number)
+        differs = torch.tensor([number != first], dtype=torch.int64, device=self._own_device())
         self.sum([differs])
         if int(differs):
             msg = (

@@ -17,6 +17,7 @@ from wsiseg.store.tiles import TileStore
 from wsiseg.training.curves import write_curves
 from wsiseg.training.data import check_stores_agree
 from wsiseg.training.loop import METRICS_NAME
+from wsiseg.training.ranks import ALONE, Ranks
 from wsiseg.training.resume import remove_points
 
 RUN_NAME = "run.json"
@@ -32,9 +33,15 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run(
-    path: Path, info: RunInfo, config: object, *, section: str, overwrite: bool
+    path: Path,
+    info: RunInfo,
+    config: object,
+    *,
+    section: str,
+    overwrite: bool,
+    ranks: Ranks = ALONE,
 ) -> Iterator[RunFolder]:
-    """Hold the lock of a run folder, begun or taken up again.
+    """Hold the lock of a run folder, begun or taken up again; of several processes, the first does.
 
     The checkpoint is what marks a run as finished, so whoever has the folder writes it last of
     all; the resume points are dropped here then.
@@ -44,6 +51,9 @@ def open_run(
     OutputExistsError
         The folder holds another run, or something that is not ours.
     """
+    if not ranks.is_first:
+        yield RunFolder(path, is_finished=bool(ranks.from_first(0)))
+        return
     with outputs.output_lock(path):
         if overwrite:
             _check_is_run(path)
@@ -54,12 +64,14 @@ def open_run(
             check_same_run(fingerprint_of(found), info.fingerprint, output=path)
             if (path / META_NAME).exists():
                 remove_points(path)
+                ranks.from_first(1)
                 yield RunFolder(path, is_finished=True)
                 return
         path.mkdir(parents=True, exist_ok=True)
         outputs.write_json(path / RUN_NAME, info.to_dict())
         text = yaml.safe_dump({section: to_dict(config)}, sort_keys=False)
         outputs.write_text(path / "config.yaml", text)
+        ranks.from_first(0)
         yield RunFolder(path, is_finished=False)
         remove_points(path)
 
