@@ -25,6 +25,8 @@ from wsiseg.training.pieces import Piece, Runner, open_runner
 from wsiseg.training.tasks import CPU_PIECE_PIXELS
 
 ROUNDS = 3
+"""Of each side, after one that warms up."""
+
 Step = Callable[[], None]
 
 
