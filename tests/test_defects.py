@@ -8,6 +8,7 @@ import os
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ from wsiseg.training.pieces import open_runner
 from wsiseg.training.runs import open_stores
 
 PACKAGE = Path(__file__).resolve().parents[1] / "wsiseg"
-NO_LOSS = {"focal": 0.0, "structural": 0.0}
+NO_LOSS: dict[str, Any] = {"focal": 0.0, "structural": 0.0}
 
 
 def loss_of(num_labels, **weights):
@@ -145,7 +146,7 @@ def test_d11_a_bitmap_with_one_channel_is_read_with_each_of_its_labels(tmp_path)
 @settings(max_examples=200, deadline=None)
 @given(num=st.integers(1, 30), fraction=st.floats(0, 0.9), seed=st.integers(0, 99))
 def test_d13_the_split_does_not_depend_on_the_order_of_the_files(num, fraction, seed):
-    groups = {f"p{i}": None for i in range(num)}
+    groups: dict[str, str | None] = {f"p{i}": None for i in range(num)}
     names = list(groups)
     random.Random(seed).shuffle(names)
     shuffled = {name: groups[name] for name in names}

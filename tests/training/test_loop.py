@@ -119,7 +119,7 @@ def test_weights_that_are_not_finite_are_never_kept_as_best_or_to_go_on_from(sto
     model, task = KINDS[kind](store)
     run = trainer(tmp_path, model, task)
     inner = task.validate
-    calls = []
+    calls: list[int] = []
 
     def validate(network, runner):
         figures = inner(network, runner)

@@ -1,6 +1,8 @@
 """The losses: against slow plain versions, and finite whatever comes in."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,14 @@ from wsiseg.classes import IGNORE
 from wsiseg.settings.training import LossConfig
 from wsiseg.training.losses import SS_BETA, SS_C, SS_MAX_ERROR, SegmentationLoss
 
-NONE = {"cross_entropy": 0.0, "focal": 0.0, "structural": 0.0, "dice": 0.0, "tversky": 0.0}
-TERMS = {
+NONE: dict[str, Any] = {
+    "cross_entropy": 0.0,
+    "focal": 0.0,
+    "structural": 0.0,
+    "dice": 0.0,
+    "tversky": 0.0,
+}
+TERMS: dict[str, dict[str, Any]] = {
     "cross_entropy": {"cross_entropy": 1.0},
     "focal": {"focal": 1.0, "focal_gamma": 2.0},
     "focal_odd": {"focal": 1.0, "focal_gamma": 1.0},
@@ -108,7 +116,7 @@ def test_a_loss_is_what_its_slow_version_says(name, seed, num_labels, height, wi
         assert float(found[sample]) == pytest.approx(exact, rel=tolerance, abs=1e-6)
 
 
-LABELS = {
+LABELS: dict[str, Callable[[tuple[int, ...]], torch.Tensor]] = {
     "mixed": lambda shape: torch.arange(math.prod(shape)).reshape(shape).remainder(3),
     "one class": lambda shape: torch.full(shape, 1),
     "only background": torch.zeros,
