@@ -98,4 +98,5 @@ def write_mask(path, **options):
 def write_one(writer, row, column, labels, probability):
     box = writer.chunk_box(row, column)
     part = (slice(box.y, box.bottom), slice(box.x, box.right))
-    writer.write_chunk(row, column, labels[part], probability[part])
+    kept = probability[part] if writer.has_probability else None
+    writer.write_chunk(row, column, labels[part], kept)

@@ -28,7 +28,7 @@ from wsiseg.stages import evaluate, export, finetune, pretrain, segment, tile
 from wsiseg.store.masks import SlideMask
 from wsiseg.synthetic import GLAND, SyntheticTissue, write_slide
 from wsiseg.vector.qupath import write_geojson
-from wsiseg.vector.trace import trace_array
+from wsiseg.vector.trace import source_of_array
 
 SIDE_PX = 3072
 """Side of a slide at 0.5 um/px: some thirty glands."""
@@ -170,7 +170,7 @@ def _write_polygons(path: Path, labels: Any, classes: ClassTable, case: _Case) -
     mpp = case.tissue.mpp
     write_geojson(
         path,
-        trace_array(labels),
+        source_of_array(labels),
         raster=Raster(SIDE_PX, SIDE_PX, mpp, mpp, 1.0, 1.0),
         classes=classes,
         slide={"slide_id": case.slide_id, "bounds": None},

@@ -71,6 +71,10 @@ class GeoJSONError(WsisegError, ValueError):
     """A GeoJSON file cannot be read, or a feature in it breaks a rule that cannot be repaired."""
 
 
+class ExportError(WsisegError, ValueError):
+    """A mask cannot be exported in the form that was asked for."""
+
+
 class OutputExistsError(WsisegError, FileExistsError):
     """The output holds results of a different run; the text shows the difference."""
 

@@ -1,4 +1,4 @@
-"""A slide mask becomes the GeoJSON that QuPath opens; an output of another run is never replaced."""
+"""A slide mask becomes the GeoJSON that QuPath opens; what another run made is never replaced."""
 
 import json
 
@@ -65,7 +65,8 @@ def test_the_file_passes_the_check_and_is_the_mask_again(mask, tmp_path):
     features = json.loads((tmp_path / "s1.geojson").read_bytes())["features"]
     assert (summary.slide_id, summary.features) == ("s1", len(features))
     assert summary.vertices == sum(len(r) for f in features for r in f["geometry"]["coordinates"])
-    assert summary.size_bytes == (tmp_path / "s1.geojson").stat().st_size
+    assert summary.mb == round((tmp_path / "s1.geojson").stat().st_size / 1e6, 3)
+    assert summary.note == ""
     assert summary.objects == features[0]["properties"]["objectType"]
 
 

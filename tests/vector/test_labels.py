@@ -102,7 +102,7 @@ def test_a_box_has_the_labels_of_the_whole_and_they_are_what_was_traced(
     wanted, downsample, x, y, width, height
 ):
     raster = Raster(22, 20, 0.5, 0.5, downsample, downsample)
-    traced = []
+    traced: list[Annotation] = []
     for p in trace_array(wanted):
         rings = [np.round(ring * downsample, 2) for ring in p.rings]
         traced.append(Annotation(TABLE.by_label(p.label).name, [rings], len(traced)))

@@ -1,16 +1,14 @@
-"""Filling, filtering and simplifying polygons."""
+"""Filling and filtering polygons."""
 
 import numpy as np
-import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
-from scipy import ndimage
 
+from wsiseg.vector.batch import drop_small, each_polygon
 from wsiseg.vector.raster import fill_polygon
-from wsiseg.vector.simplify import drop_small, simplify_shared
-from wsiseg.vector.trace import trace_array
+from wsiseg.vector.trace import source_of_array, trace_array
 
 LABELS = stnp.arrays(
     np.uint8,
@@ -18,11 +16,6 @@ LABELS = stnp.arrays(
     elements=st.sampled_from([0, 0, 1, 1, 2, 255]),
     fill=st.nothing(),
 )
-
-
-def blobs(size=200, seed=0):
-    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((size, size)), 5)
-    return np.digitize(noise, np.quantile(noise, [0.4, 0.7])).astype(np.uint8)
 
 
 def shape_of(polygon):
@@ -78,45 +71,16 @@ def test_neighbours_that_share_a_slanted_edge_share_no_pixel_and_leave_none():
 @given(LABELS, st.integers(0, 8), st.integers(0, 8))
 def test_small_polygons_are_dropped_and_small_holes_filled(labels, min_area, min_hole):
     polygons = list(trace_array(labels))
-    kept = list(drop_small(polygons, min_area_px=min_area, min_hole_px=min_hole))
+    kept = list(
+        each_polygon(
+            drop_small(source_of_array(labels)(False), min_area_px=min_area, min_hole_px=min_hole)
+        )
+    )
     assert [p.area_px for p in kept] == [p.area_px for p in polygons if p.area_px >= min_area]
     for polygon in kept:
         assert shape_of(polygon).is_valid
         assert all(shapely.Polygon(hole).area >= min_hole for hole in polygon.rings[1:])
     if not min_area and not min_hole:
-        assert kept == polygons
-
-
-@settings(max_examples=60, deadline=None)
-@given(LABELS, st.sampled_from([1, 3]), st.sampled_from([0.5, 1.0, 2.0, 5.0]))
-def test_simplified_polygons_are_valid_and_do_not_overlap(labels, zoom, tolerance):
-    labels = np.kron(labels, np.ones((zoom, zoom), np.uint8))
-    shapes = [shape_of(p) for p in simplify_shared(trace_array(labels), tolerance)]
-    assert all(s.is_valid for s in shapes)
-    rim = 2e-3 * sum(s.length for s in shapes)  # the grid of 0.001 px
-    assert sum(s.area for s in shapes) <= shapely.union_all(shapes).area + rim
-
-
-def test_simplifying_leaves_no_gap_between_neighbours():
-    labels = blobs() + 1  # every pixel has a class: any gap is a mistake
-    polygons = list(trace_array(labels))
-    simple = list(simplify_shared(polygons, 2.0))
-    total = shapely.union_all([shape_of(p) for p in simple])
-    assert total.area == pytest.approx(labels.size, rel=1e-4)
-    num_before = sum(len(r) for p in polygons for r in p.rings)
-    num_after = sum(len(r) for p in simple for r in p.rings)
-    assert num_after < num_before / 3
-
-
-def test_simplifying_stays_near_the_outline_and_keeps_what_was_measured():
-    polygons = list(trace_array(blobs(), np.full((200, 200), 128, np.uint8)))
-    large = [p for p in polygons if p.area_px > 200]
-    simple = {(p.label, p.area_px): p for p in simplify_shared(polygons, 1.0)}
-    for polygon in large:
-        found = simple[polygon.label, polygon.area_px]
-        assert found.mean_probability == polygon.mean_probability
-        assert shapely.hausdorff_distance(shape_of(found), shape_of(polygon)) < 3
-
-
-def test_no_polygons_simplify_to_none():
-    assert list(simplify_shared([], 1.0)) == []
+        assert [[r.tolist() for r in p.rings] for p in kept] == [
+            [r.tolist() for r in p.rings] for p in polygons
+        ]

@@ -1,17 +1,17 @@
 """`wsiseg segment` and `wsiseg export`."""
 
 import dataclasses
+import functools
 from pathlib import Path
+from typing import Any
 
 import click
 
-from wsiseg.cli.many import many_slides_options, overwrite_option, run_over_slides
+from wsiseg.cli.many import Command, many_slides_options, overwrite_option, run_over_slides
 from wsiseg.cli.options import config_options
 from wsiseg.progress import Progress
-from wsiseg.settings.export import ExportConfig
+from wsiseg.settings.export import GEOJSON_SUFFIXES, ExportConfig, ExtraOutputs
 from wsiseg.settings.segment import SegmentConfig
-
-GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
 
 
 def is_geojson(path: Path) -> bool:
@@ -107,6 +107,7 @@ class ExportJob:
     config: ExportConfig
     output: Path
     overwrite: bool
+    extra: ExtraOutputs
 
 
 def run_export(job: ExportJob, *, progress: Progress | None = None) -> object:
@@ -114,8 +115,37 @@ def run_export(job: ExportJob, *, progress: Progress | None = None) -> object:
     from wsiseg.stages.export import run
 
     return run(
-        job.config, mask=job.mask, output=job.output, overwrite=job.overwrite, progress=progress
+        job.config,
+        mask=job.mask,
+        output=job.output,
+        extra=job.extra,
+        overwrite=job.overwrite,
+        progress=progress,
     )
+
+
+def extra_outputs_options(command: Command) -> Command:
+    """Add --csv, --ome-tiff and --annotation-store, given to the command as `extra`."""
+
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any,  # noqa: ANN401 - click passes any value
+        csv: bool,
+        ome_tiff: bool,
+        annotation_store: bool,
+        **kwargs: Any,  # noqa: ANN401 - click passes any value
+    ) -> object:
+        extra = ExtraOutputs(csv=csv, ome_tiff=ome_tiff, annotation_store=annotation_store)
+        return command(*args, extra=extra, **kwargs)
+
+    decorated: Command = wrapper
+    for name, text in (
+        ("--annotation-store", "Also X.db: tiatoolbox's SQLite annotation store."),
+        ("--ome-tiff", "Also X.ome.tiff: the mask as a pyramid."),
+        ("--csv", "Also X.objects.csv and X.classes.csv: a row per object, and per class."),
+    ):
+        decorated = click.option(name, is_flag=True, help=text)(decorated)
+    return decorated
 
 
 @click.command("export")
@@ -127,6 +157,7 @@ def run_export(job: ExportJob, *, progress: Progress | None = None) -> object:
     default=Path(),
     help="X.geojson[.gz] for one mask, or a folder.",
 )
+@extra_outputs_options
 @config_options(ExportConfig, "export")
 @overwrite_option
 @many_slides_options
@@ -134,6 +165,7 @@ def export_command(
     *,
     masks: tuple[Path, ...],
     output: Path,
+    extra: ExtraOutputs,
     config: ExportConfig,
     overwrite: bool,
     workers: int,
@@ -150,6 +182,7 @@ def export_command(
             config=config,
             overwrite=overwrite,
             output=output if is_geojson(output) else output / f"{slide_id}.geojson",
+            extra=extra,
         )
         for mask, slide_id in zip(masks, ids, strict=True)
     ]
@@ -158,7 +191,7 @@ def export_command(
         jobs,
         slide_ids=ids,
         label="export",
-        columns=("features", "vertices", "size_bytes", "objects", "seconds"),
+        columns=("features", "vertices", "mb", "objects", "seconds", "note"),
         workers=workers,
         scheduler=scheduler,
         as_json=as_json,

@@ -73,11 +73,11 @@ def run(job: SegmentJob, *, progress: Progress | None = None) -> SlideResult:
         slide_id=job.entry.slide_id,
         features=exported.features,
         vertices=exported.vertices,
-        geojson_mb=round(exported.size_bytes / 1e6, 3),
+        geojson_mb=exported.mb,
         area_mm2={k: round(v / 1e6, 4) for k, v in segmented.area_um2.items()},
         seam_score=segmented.seam_score,
         network_waits=segmented.network_waits,
         seconds=round(time.perf_counter() - began, 2),
         output=str(job.geojson),
-        note=segmented.note,
+        note="; ".join(filter(None, (segmented.note, exported.note))),
     )

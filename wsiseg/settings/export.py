@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from wsiseg.config import setting
 
+GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
+"""What the name of an output ends in; the second is packed with gzip."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
@@ -17,8 +20,9 @@ class ExportConfig:
     )
     objects: str = setting(
         "auto",
-        "Export as QuPath annotations or detections; auto makes detections of more than "
-        "5000 objects, which QuPath handles far better.",
+        "Export as QuPath annotations or detections; auto makes annotations, but if there are "
+        "more than 5000 objects it makes detections of those below 10,000 um2, of which QuPath "
+        "handles far more.",
         choices=("auto", "annotation", "detection"),
     )
     min_area_um2: float = setting(0.0, "Smaller polygons are dropped (um2).", minimum=0.0)
@@ -28,6 +32,24 @@ class ExportConfig:
         "Tolerance of the outline in um; shared borders stay shared. 0 keeps every pixel edge.",
         minimum=0.0,
     )
+    max_vertices: int = setting(
+        0,
+        "Budget of vertices in the file: the tolerance is raised until it is kept, which the "
+        "summary states. 0 is no budget.",
+        minimum=0,
+    )
     locked: bool = setting(
         True, "Lock the objects in QuPath against accidental dragging.", flag="--locked/--unlocked"
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtraOutputs:
+    """What is written beside the GeoJSON `X.geojson`; chosen anew at each run."""
+
+    csv: bool = False
+    """`X.objects.csv`, a row per object, and `X.classes.csv`, a row per class."""
+    ome_tiff: bool = False
+    """`X.ome.tiff`, the mask itself as a pyramid."""
+    annotation_store: bool = False
+    """`X.db`, the objects for tiatoolbox and its viewer."""

@@ -1,6 +1,8 @@
-"""Slide mask to the GeoJSON that QuPath opens."""
+"""Slide mask to the GeoJSON that QuPath opens, and to what other programs open."""
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +13,33 @@ from wsiseg.geometry import Box
 from wsiseg.outputs import output_lock
 from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
-from wsiseg.settings.export import ExportConfig
+from wsiseg.settings.export import GEOJSON_SUFFIXES, ExportConfig, ExtraOutputs
 from wsiseg.store.masks import SlideMask
-from wsiseg.vector.qupath import WriteResult, read_provenance, write_geojson
-from wsiseg.vector.trace import UInt8, trace_mask
+from wsiseg.store.ome_tiff import write_ome_tiff
+from wsiseg.vector.annotation_store import annotation_store
+from wsiseg.vector.batch import Traced
+from wsiseg.vector.objects import ObjectSink, object_table
+from wsiseg.vector.qupath import WriteResult, origin_l0, read_provenance, write_geojson
+from wsiseg.vector.trace import UInt8, trace_batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
-    """What came of one mask. `objects` : "annotation" or "detection"."""
+    """What came of one mask.
+
+    `objects` : "annotation", "detection" or both. `simplify_um` : tolerance used, which
+    `max_vertices` may have raised. `note` : what QuPath would choke on, if anything.
+    """
 
     slide_id: str
     features: int
     vertices: int
-    size_bytes: int
+    mb: float
     objects: str
+    simplify_um: float
     seconds: float
     output: str
+    note: str = ""
 
 
 def run(
@@ -35,6 +47,7 @@ def run(
     *,
     mask: Path,
     output: Path,
+    extra: ExtraOutputs | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportSummary:
@@ -48,6 +61,10 @@ def run(
         `output` was made from another mask or other settings, or is not ours.
     OutputLockedError
         Another process is writing `output`.
+    ConfigError
+        `config.max_vertices` cannot be kept.
+    ExportError
+        This Python cannot write an annotation store.
     """
     began = time.perf_counter()
     store = SlideMask.open(mask)
@@ -55,15 +72,19 @@ def run(
         msg = f"output '{output}' is a folder; name a .geojson or .geojson.gz file"
         raise OutputExistsError(msg)
     with output_lock(output):
-        result = _export(config, store, output, overwrite, progress or SilentProgress())
+        result = _export(
+            config, store, output, extra or ExtraOutputs(), overwrite, progress or SilentProgress()
+        )
     return ExportSummary(
         slide_id=store.slide_id,
         features=result.features,
         vertices=result.vertices,
-        size_bytes=result.size_bytes,
+        mb=round(result.size_bytes / 1e6, 3),
         objects=result.objects,
+        simplify_um=round(result.simplify_um, 4),
         seconds=round(time.perf_counter() - began, 2),
         output=str(output),
+        note=result.warning,
     )
 
 
@@ -71,6 +92,7 @@ def _export(
     config: ExportConfig,
     store: SlideMask,
     output: Path,
+    extra: ExtraOutputs,
     overwrite: bool,
     progress: Progress,
 ) -> WriteResult:
@@ -81,6 +103,44 @@ def _export(
     )
     if output.exists() and not overwrite:
         _check_ours(output, info)
+    stem = output.with_name(_stem(output))
+    with ExitStack() as stack:
+        sinks: list[ObjectSink] = []
+        if extra.csv:
+            sinks.append(
+                stack.enter_context(
+                    object_table(
+                        stem.with_name(f"{stem.name}.objects.csv"),
+                        stem.with_name(f"{stem.name}.classes.csv"),
+                        raster=store.raster,
+                        classes=store.classes,
+                    )
+                )
+            )
+        if extra.annotation_store:
+            path = stem.with_name(f"{stem.name}.db")
+            offset = origin_l0(store.slide, config.origin)
+            sinks.append(
+                stack.enter_context(annotation_store(path, classes=store.classes, offset=offset))
+            )
+        result = write_geojson(
+            output,
+            lambda with_junctions: _traced(store, progress, with_junctions=with_junctions),
+            raster=store.raster,
+            classes=store.classes,
+            slide=store.slide,
+            provenance=_provenance(store, info),
+            config=config,
+            metadata={"wsiseg_model": store.model_digest[:16]},
+            sinks=sinks,
+        )
+    if extra.ome_tiff:
+        write_ome_tiff(stem.with_name(f"{stem.name}.ome.tiff"), store)
+    progress.finish()
+    return result
+
+
+def _traced(store: SlideMask, progress: Progress, *, with_junctions: bool) -> Iterator[Traced]:
     progress.start(f"{store.slide_id}: export", store.raster.height_px, unit="rows")
 
     def read_labels(box: Box) -> UInt8:
@@ -92,22 +152,19 @@ def _export(
         assert probability is not None
         return probability
 
-    result = write_geojson(
-        output,
-        trace_mask(
-            read_labels,
-            store.raster.box,
-            read_probability=read_probability if store.has_probability else None,
-            block_rows=store.chunk_px,
-        ),
-        raster=store.raster,
-        classes=store.classes,
-        slide=store.slide,
-        provenance=_provenance(store, info),
-        config=config,
+    return trace_batches(
+        read_labels,
+        store.raster.box,
+        read_probability=read_probability if store.has_probability else None,
+        block_rows=store.chunk_px,
+        with_junctions=with_junctions,
     )
-    progress.finish()
-    return result
+
+
+def _stem(output: Path) -> str:
+    """Return a file's name without the suffixes of GeoJSON."""
+    found = next((s for s in reversed(GEOJSON_SUFFIXES) if output.name.endswith(s)), "")
+    return output.name.removesuffix(found)
 
 
 def _provenance(store: SlideMask, info: RunInfo) -> dict[str, Any]:

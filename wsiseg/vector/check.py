@@ -12,6 +12,7 @@ import orjson
 
 from wsiseg.errors import AnnotationError, GeoJSONError
 from wsiseg.outputs import write_bytes
+from wsiseg.vector.foreign import cells_of, features_of
 from wsiseg.vector.qupath_read import read_text
 from wsiseg.vector.repair import Repair
 from wsiseg.vector.rules import CHILD_KEYS, MAX_CHILD_DEPTH, rules_broken
@@ -145,12 +146,17 @@ def _check_name(path: Path) -> list[Violation]:
 def _top_level(document: Json) -> tuple[list[Json], list[tuple[str, str]]]:
     """Return the features and what is wrong around them."""
     wrong: list[tuple[str, str]] = []
-    if isinstance(document, list):
-        return document, wrong
     if not isinstance(document, dict):
-        return [], [("top-level", f"expected an object or an array, got {str(document)[:40]!r}")]
+        message = f"expected an object or an array, got {str(document)[:40]!r}"
+        is_array = isinstance(document, list)
+        return (document, []) if is_array else ([], [("top-level", message)])
     if "crs" in document:
         wrong.append(("crs", "has a crs; QuPath counts in pixels and knows none"))
+    foreign = cells_of(document)
+    if foreign is not None:
+        kind, cells = foreign
+        message = f"is {kind}'s own format, not GeoJSON; --fix converts its {len(cells)} cells"
+        return features_of(cells, document.get("type_map")), [*wrong, ("top-level", message)]
     features = document.get("features")
     if isinstance(features, list):
         if document.get("type") != "FeatureCollection":

@@ -17,6 +17,9 @@ from wsiseg.vector.raster import fill_polygon
 
 logger = logging.getLogger(__name__)
 
+MAX_SHOWN = 80
+"""Characters of a class name that a message repeats; a file may hold one of megabytes."""
+
 
 def label_of(class_name: str | None, classes: ClassTable) -> int | None:
     """Return the label that an annotation of a class paints, None for one not in the table.
@@ -56,9 +59,11 @@ def check_annotations(
         if annotation.class_name is None:
             num_unclassified += 1
         elif label_of(annotation.class_name, classes) is None:
-            near = difflib.get_close_matches(annotation.class_name, known, n=1)
+            name = annotation.class_name[:MAX_SHOWN]
+            near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"the table has {', '.join(known)}"
-            msg = f"{where}: class '{annotation.class_name}' is not in the class table; {hint}"
+            shown = name if name == annotation.class_name else name + "..."
+            msg = f"{where}: class {shown!r} is not in the class table; {hint}"
             raise AnnotationError(msg)
     if num_unclassified:
         logger.warning(

@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ logger = logging.getLogger(__name__)
 Ring = npt.NDArray[np.float64]
 
 MAX_BYTES = 4 << 30
-"""Text that a file may unpack to; a few kilobytes of gzip can claim terabytes."""
+"""Text that a file may hold."""
+
+MAX_UNPACKED_RATIO = 200
+"""Bytes of text that a byte of gzip may unpack to; coordinates give five, zeros a thousand."""
+
+MAX_UNPACKED_FREE_BYTES = 64 << 20
+"""Up to this no ratio is asked for: a small file of equal features may well be packed tightly."""
+
+_READ_BYTES = 16 << 20
 
 MAX_COORDINATE_PX = 1e9
 """Far beyond any slide, and near enough for areas to be computed without overflow."""
@@ -100,16 +109,24 @@ def read_text(path: Path, place: str) -> bytes:
     try:
         with path.open("rb") as raw:
             is_gzip = raw.read(2) == b"\x1f\x8b"
+        limit = MAX_BYTES
+        if is_gzip:
+            packed = path.stat().st_size
+            limit = min(limit, MAX_UNPACKED_FREE_BYTES + MAX_UNPACKED_RATIO * packed)
         with gzip.open(path) if is_gzip else path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
+            parts = [file.read(min(_READ_BYTES, limit + 1))]
+            while parts[-1] and sum(map(len, parts)) <= limit:
+                parts.append(file.read(_READ_BYTES))
     except FileNotFoundError as error:
         msg = f"{place}: no such file: '{path}'"
         raise AnnotationError(msg) from error
     except (OSError, EOFError, zlib.error) as error:
         msg = f"{place}: cannot be read: {error}"
         raise AnnotationError(msg) from error
-    if len(text) > MAX_BYTES:
-        msg = f"{place}: larger than {MAX_BYTES} bytes"
+    text = b"".join(parts)
+    if len(text) > limit:
+        why = f"unpacks to more than {limit} bytes" if is_gzip else f"larger than {limit} bytes"
+        msg = f"{place}: {why}; that is no annotation"
         raise AnnotationError(msg)
     return text.removeprefix(b"\xef\xbb\xbf")
 
@@ -173,7 +190,7 @@ def class_name(feature: dict[str, Any], where: str) -> str | None:
     if found is None or isinstance(found, str):
         # Half of a surrogate pair is legal in JSON, but no text that could be written again.
         return found.encode("utf-8", "replace").decode("utf-8") if found else None
-    msg = f"{where}: its classification is {str(found)[:60]!r}, expected a name"
+    msg = f"{where}: its classification is {_short(found)!r}, expected a name"
     raise AnnotationError(msg)
 
 
@@ -231,9 +248,11 @@ def _parts(geometry: dict[str, Any], where: str) -> list[list[Any]]:
 
 def _ring(points: Any, where: str) -> Ring:  # noqa: ANN401 - comes from a file
     try:
-        ring = np.array([[float(p[0]), float(p[1])] for p in points], np.float64)
+        ring = _fast_ring(points)
+        if ring is None:
+            ring = np.array([[float(p[0]), float(p[1])] for p in points], np.float64)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
-        msg = f"{where}: a coordinate is not a pair of numbers ({error})"
+        msg = f"{where}: a coordinate is not a pair of numbers ({_short(error)})"
         raise AnnotationError(msg) from error
     if len(ring) < 3:
         msg = f"{where}: a ring has {len(ring)} points, it needs at least 3"
@@ -245,6 +264,20 @@ def _ring(points: Any, where: str) -> Ring:  # noqa: ANN401 - comes from a file
         msg = f"{where}: a coordinate is {np.abs(ring).max():.3g} px, beyond any slide"
         raise AnnotationError(msg)
     return ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+
+
+def _fast_ring(points: Any) -> Ring | None:  # noqa: ANN401 - comes from a file
+    """Return a ring of plain pairs of numbers, None if it needs a closer look."""
+    if not isinstance(points, list) or {*map(type, points)} != {list}:
+        return None
+    if {*map(len, points)} != {2} or {*map(type, chain.from_iterable(points))} - {int, float}:
+        return None
+    return np.array(points, np.float64)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _ellipse(box: Ring) -> Ring:

@@ -9,8 +9,9 @@ import numpy as np
 import shapely
 
 from wsiseg.classes import PALETTE
-from wsiseg.vector.qupath import GRID_PX, NAMESPACE
+from wsiseg.vector.features import NAMESPACE
 from wsiseg.vector.qupath_read import MAX_COORDINATE_PX
+from wsiseg.vector.rounding import GRID_PX
 from wsiseg.vector.rules import (
     CHILD_KEYS,
     FORBIDDEN_IN_CLASS,
@@ -107,7 +108,8 @@ class Repair:
         parts = _parts(geometry)
         if not parts:
             return f"no area can be made of its {str(geometry.get('type'))[:40]}"
-        shape = shapely.set_precision(shapely.union_all(parts), GRID_PX)
+        with np.errstate(all="ignore"):  # of numbers like 1e-200
+            shape = shapely.set_precision(shapely.union_all(parts), GRID_PX)
         polygons = [p for p in shapely.get_parts(shape) if p.geom_type == "Polygon" and p.area > 0]
         if not polygons:
             return "it has no area"

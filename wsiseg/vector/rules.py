@@ -7,14 +7,15 @@ without a colour); others make it drop something without a word (an id that is n
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-from wsiseg.vector.qupath import GRID_PX
 from wsiseg.vector.qupath_read import MAX_COORDINATE_PX
+from wsiseg.vector.rounding import GRID_PX
 
 Found = Iterator[tuple[str, str]]
 """(rule, message) of each thing wrong."""
@@ -87,20 +88,29 @@ def is_measurement(value: object) -> bool:
 
 def on_grid(shape: shapely.Geometry) -> shapely.Geometry | None:
     """Return a polygon on QuPath's grid, None if that fails; GEOS fails on just what JTS does."""
+    with np.errstate(all="ignore"):  # of numbers like 1e-200
+        rounded = shapely.transform(shape, lambda points: np.round(points, 2))
+        if shapely.is_valid(rounded):  # as snapping would give, in a tenth of the time
+            return rounded
     try:
-        return shapely.set_precision(shape, GRID_PX)
+        with np.errstate(all="ignore"):
+            return shapely.set_precision(shape, GRID_PX)
     except shapely.errors.GEOSException:
         return None
 
 
 def points_of(value: object) -> npt.NDArray[np.float64] | None:
     """Return a ring or line of a file as float64 (n, 2), None if it is no list of points."""
-    if not isinstance(value, list) or {type(p) for p in value} - {list}:
+    if not isinstance(value, list) or {*map(type, value)} - {list}:
         return None
-    if any(len(p) < 2 for p in value) or {type(c) for p in value for c in p} - {int, float}:
+    sizes = {*map(len, value)}
+    if sizes and min(sizes) < 2:
         return None
+    if {*map(type, chain.from_iterable(value))} - {int, float}:
+        return None
+    pairs = value if sizes == {2} else [p[:2] for p in value]
     try:
-        return np.array([p[:2] for p in value], np.float64).reshape(-1, 2)
+        return np.array(pairs, np.float64).reshape(-1, 2)
     except OverflowError:
         return None
 
@@ -164,6 +174,7 @@ def _polygons(geometry: dict[str, Any], depth: int) -> Found:
         return
     broken = False
     shapes = []
+    all_rings: list[npt.NDArray[np.float64]] = []
     for part in parts:
         rings = [points_of(ring) for ring in part]
         found = [problem for ring in rings for problem in _ring(ring)]
@@ -171,6 +182,7 @@ def _polygons(geometry: dict[str, Any], depth: int) -> Found:
         broken |= bool(found)
         if not found:
             shapes.append(shapely.Polygon(rings[0], rings[1:]))
+            all_rings += [ring for ring in rings if ring is not None]
     if broken or geometry.get("isEllipse") is True:
         return  # of an ellipse only the bounding box counts
     shape = shapes[0] if len(shapes) == 1 else shapely.MultiPolygon(shapes)
@@ -180,6 +192,24 @@ def _polygons(geometry: dict[str, Any], depth: int) -> Found:
         yield "geometry-invalid", f"{reason}; QuPath 0.6 and later refuse the whole file"
     elif shapely.is_empty(rounded):
         yield "geometry-empty", f"nothing is left after rounding to {GRID_PX} px"
+    else:
+        tip = next((found for found in map(_spike, all_rings) if found is not None), None)
+        if tip is not None:
+            yield "geometry-invalid", f"spike to {tip}; QuPath 0.6 and later refuse the whole file"
+
+
+def _spike(points: npt.NDArray[np.float64]) -> list[float] | None:
+    """Return the tip of a ring's way out and straight back, on which JTS fails and GEOS may not."""
+    steps = np.diff(points, axis=0)
+    steps = steps[(steps != 0).any(axis=1)]
+    after = np.roll(steps, -1, axis=0)
+    turns_back = (steps[:, 0] * after[:, 1] == steps[:, 1] * after[:, 0]) & (
+        (steps * after).sum(axis=1) < 0
+    )
+    if not turns_back.any():
+        return None
+    tip: list[float] = (points[0] + steps[: turns_back.argmax() + 1].sum(axis=0)).tolist()
+    return tip
 
 
 def _ring(points: npt.NDArray[np.float64] | None) -> Found:

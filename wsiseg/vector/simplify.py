@@ -1,48 +1,41 @@
 """Fewer vertices: borders that regions share move together, so that no gap opens between them."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import shapely
 
-from wsiseg.vector.trace import TracedPolygon
+from wsiseg.vector.batch import PolygonBatch
 
 
-def drop_small(
-    polygons: Iterable[TracedPolygon], *, min_area_px: float, min_hole_px: float
-) -> Iterator[TracedPolygon]:
-    """Leave out polygons smaller than `min_area_px` and fill holes smaller than `min_hole_px`.
-
-    A polygon is judged by its pixels, its holes not counted; what is measured inside it stays.
-    """
-    for polygon in polygons:
-        if polygon.area_px < min_area_px:
-            continue
-        outer, *holes = polygon.rings
-        kept = [hole for hole in holes if shapely.Polygon(hole).area >= min_hole_px]
-        yield polygon if len(kept) == len(holes) else replace(polygon, rings=(outer, *kept))
-
-
-def simplify_shared(
-    polygons: Iterable[TracedPolygon], tolerance_px: float
-) -> Iterator[TracedPolygon]:
+def simplify_shared(batch: PolygonBatch, tolerance_px: float) -> PolygonBatch:
     """Simplify outlines (Visvalingam-Whyatt over the whole coverage) by about `tolerance_px`.
 
-    Holds all polygons in memory. The rings become float64 (n, 2). Measurements stay those of the
-    pixels. A polygon that the tolerance swallows is left out.
+    Parameters
+    ----------
+    batch
+        All polygons of a raster, traced `with_junctions`: a border counts as shared if both
+        sides have the same vertices.
+
+    Returns
+    -------
+    PolygonBatch
+        Its vertices are some of those given, so they still are lattice points. Measurements stay
+        those of the pixels. A polygon that the tolerance swallows is left out.
     """
-    kept = list(polygons)
-    # A border is shared only if both sides have the same vertices: one at every pixel corner.
-    shapes = shapely.segmentize([shapely.Polygon(p.rings[0], p.rings[1:]) for p in kept], 1.0)
-    simple = shapely.coverage_simplify(shapes, tolerance_px)
-    for polygon, shape in zip(kept, shapely.set_precision(simple, 1e-3), strict=True):
-        for part in shapely.get_parts(shape):
-            if part.area > 0:
-                rings = [part.exterior, *part.interiors]
-                yield replace(polygon, rings=tuple(_open(ring) for ring in rings))
-
-
-def _open(ring: shapely.LinearRing) -> Any:  # noqa: ANN401 - a Ring, but of float64
-    return np.asarray(shapely.normalize(ring).coords)[:-1]
+    if len(batch) == 0:
+        return batch
+    simple = shapely.coverage_simplify(batch.to_shapely(), tolerance_px)
+    parts, source = shapely.get_parts(simple, return_index=True)
+    is_kept = shapely.area(parts) > 0
+    parts, source = parts[is_kept], source[is_kept]
+    _, coordinates, (ring_ends, polygon_starts) = shapely.to_ragged_array(parts)
+    closed = np.rint(coordinates).astype(np.int32)
+    vertices = np.delete(closed, ring_ends[1:] - 1, axis=0)
+    ring_starts = ring_ends - np.arange(len(ring_ends))
+    return PolygonBatch(
+        vertices,
+        ring_starts.astype(np.int64),
+        polygon_starts.astype(np.int64),
+        batch.labels[source],
+        batch.areas_px[source],
+        batch.probabilities[source],
+    )
