@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--side", type=int, default=20_000, help="side of the mask in pixels")
+    parser.add_argument("--side", type=int, default=20_000, help="of the mask compared on; 0: none")
     parser.add_argument("--runs", type=int, default=3, help="of ours and rasterio")
     parser.add_argument(
         "--peer-runs", type=int, default=1, help="of tiatoolbox, about a minute each"
@@ -52,7 +52,8 @@ def main() -> None:
         options.side, options.runs, options.sides = 4000, 1, [2000, 4000]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        compare(folder, options.side, options.runs, options.peer_runs)
+        if options.side:
+            compare(folder, options.side, options.runs, options.peer_runs)
         scale(folder, options.sides)
 
 
@@ -70,9 +71,12 @@ def compare(folder: Path, side: int, runs: int, peer_runs: int) -> None:
             ("ours-geojson", runs),
             ("tiatoolbox-geojson", peer_runs),
         )
+        if count
     }
     ours, peer = results["ours-polygons"], results["rasterio-polygons"]
     print(f"\npolygons: {peer['seconds'] / ours['seconds']:.1f} x faster than rasterio + shapely")
+    if not peer_runs:
+        return
     ours, peer = results["ours-geojson"], results["tiatoolbox-geojson"]
     print(
         f"GeoJSON: {peer['seconds'] / ours['seconds']:.1f} x faster than tiatoolbox, "

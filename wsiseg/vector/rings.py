@@ -78,10 +78,13 @@ def take_closed(
             meetings += nodes[n, FLAG] & MEETS
             num_vertices += 1
             n = nodes[n, NEXT]
-        if meetings > 1:
-            ends = _cut_at_meetings(vertices[begin:num_vertices])
-        else:
-            ends = np.array([num_vertices - begin])
+        if meetings < 2:
+            rings[num_rings, 0] = nodes[first, OWNER]
+            rings[num_rings, 1], rings[num_rings, 2] = begin, num_vertices
+            rings[num_rings, 3] = doubled_area(vertices, begin, num_vertices)
+            num_rings += 1
+            continue
+        ends = _cut_at_meetings(vertices[begin:num_vertices])
         start = begin
         for end in ends:
             rings[num_rings, 0] = nodes[first, OWNER]
