@@ -65,4 +65,6 @@ class Interrupts:
 def _end_at_once(signum: int) -> None:
     if sys.stderr.isatty():
         os.write(2, _SHOW_CURSOR)  # a progress bar hides it
+    word = b"terminated" if signum == signal.SIGTERM else b"interrupted"
+    os.write(2, word + b"; run the same command again to go on\n")
     os._exit(128 + signum)

@@ -211,6 +211,7 @@ def _be_the_command(request: dict[str, Any], files: list[int]) -> NoReturn:
     code = 70
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command takes it
         os.dup2(files[0], 1)
         os.dup2(files[1], 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
