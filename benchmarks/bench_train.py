@@ -102,10 +102,12 @@ class Ours(Side):
             pass
 
 
-def rates(steps: Sequence[Step], device: torch.device, batch: int) -> list[list[float]]:
+def rates(
+    steps: Sequence[Step], device: torch.device, *, batch: int, rounds: int
+) -> list[list[float]]:
     """Return images/s of each step in each round; they take turns, after one to warm up."""
     found: list[list[float]] = [[] for _ in steps]
-    for round_ in range(ROUNDS + 1):
+    for round_ in range(rounds + 1):
         for step, kept in zip(steps, found, strict=True):
             sync(device)
             began = time.perf_counter()
@@ -136,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="side of the tiles in px")
     parser.add_argument("--batch", type=int, default=0, help="tiles; default 2, 32 on a GPU")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="after one that warms up")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     device = resolve_device(options.device)
@@ -148,12 +151,21 @@ def main() -> None:
         ("training", (parity.train, "train")),
         ("inference", (parity.predict, "predict")),
     ):
-        compare(name, steps[0], steps[1], ours, device=device, batch=batch, peak=peak)
+        compare(
+            name,
+            steps[0],
+            steps[1],
+            ours,
+            device=device,
+            batch=batch,
+            peak=peak,
+            rounds=options.rounds,
+        )
 
 
 def compare(
     name: str, released: Step, ours_name: str, ours: Ours, *,
-    device: torch.device, batch: int, peak: float,
+    device: torch.device, batch: int, peak: float, rounds: int,
 ) -> None:  # fmt: skip
     """Print both sides of a comparison, their ratio and our share of the peak."""
 
@@ -161,7 +173,7 @@ def compare(
         with open_runner(device, amp=True, num_pieces=batch, is_compiled=False) as ours.runner:
             getattr(ours, ours_name)()
 
-    theirs, own = rates((released, step), device, batch)
+    theirs, own = rates((released, step), device, batch=batch, rounds=rounds)
     for side, values in (("parity, eager float32", theirs), ("base, as wsiseg runs it", own)):
         low, middle, high = min(values), statistics.median(values), max(values)
         print(f"  {name:10s} {side:26s} {low:8.3f} {middle:8.3f} {high:8.3f}")
