@@ -51,6 +51,12 @@ class OptimConfig:
         minimum=0,
     )
     amp: bool = setting(True, "bfloat16 autocast where it pays: GPUs, CPUs with AMX.", flag=False)
+    tensorboard: bool = setting(
+        False,
+        "Write the figures for TensorBoard, too; needs the extra 'log'.",
+        flag="--tensorboard",
+        affects_result=False,
+    )
     compile: bool = setting(
         False, "torch.compile the network; pays on a GPU.", flag="--compile", affects_result=False
     )

@@ -22,6 +22,7 @@ from wsiseg.errors import TrainingDivergedError
 from wsiseg.outputs import fsync_file
 from wsiseg.progress import Progress
 from wsiseg.settings.training import OptimConfig
+from wsiseg.training.board import Show, open_board
 from wsiseg.training.data import read_ahead
 from wsiseg.training.interrupts import held_back
 from wsiseg.training.pieces import Piece, Runner, open_runner
@@ -108,6 +109,7 @@ class Trainer:
         self._ema = {n: t.detach().clone() for n, t in self._model.state_dict().items()}
         self._best = {n: t.clone() for n, t in self._ema.items()}
         self._state = TrainState()
+        self._show: Show = lambda line: None
 
     def run(self, label: str) -> TrainResult:
         """Train to the end, from the newest resume point if there is one.
@@ -123,12 +125,19 @@ class Trainer:
         self._progress.start(label, config.steps, unit="steps", done=state.step)
         compiled = cast("nn.Module", torch.compile(self._model) if config.compile else self._model)
         try:
-            with open_runner(
-                self._device,
-                amp=config.amp,
-                num_pieces=self._task.num_pieces,
-                is_compiled=config.compile,
-            ) as runner:
+            with (
+                open_board(
+                    self._folder,
+                    is_on=config.tensorboard and self._ranks.is_first,
+                    step=state.step,
+                ) as self._show,
+                open_runner(
+                    self._device,
+                    amp=config.amp,
+                    num_pieces=self._task.num_pieces,
+                    is_compiled=config.compile,
+                ) as runner,
+            ):
                 self._take_steps(compiled, runner)
         except KeyboardInterrupt:
             self._save()
@@ -297,6 +306,7 @@ class Trainer:
         }
         with (self._folder / METRICS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
+        self._show(plain)
 
     def _save(self) -> None:
         """Write a resume point, unless there is nothing good to go on from."""
