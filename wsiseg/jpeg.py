@@ -92,12 +92,11 @@ def _complete(
 
 def read_frame(data: bytes) -> Frame:
     """Return what the header of a stream says; ValueError if it cannot be read."""
-    frame, _ = _scan_header(data)
-    return frame
+    return _parse_frame(_scan_header(data)[0])
 
 
-def _scan_header(data: bytes) -> tuple[Frame, list[tuple[int, int]]]:
-    """Return the frame, and the segments from which a decoder guesses the colour space."""
+def _scan_header(data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+    """Return the frame header behind its length, and the segments that hint at the colour space."""
     if data[:2] != _SOI:
         msg = "not a JPEG stream"
         raise ValueError(msg)
@@ -110,7 +109,7 @@ def _scan_header(data: bytes) -> tuple[Frame, list[tuple[int, int]]]:
         if (kind, data[place + 4 : place + 8]) in _COLOR_HINTS:
             hints.append((place, place + 2 + length))
         elif kind in _FRAMES:
-            frame = _parse_frame(data[place + 4 : place + 2 + length])
+            frame = data[place + 4 : place + 2 + length]
         place += 2 + length
     if frame is None:
         msg = "a JPEG stream without a frame of 8 bits"
@@ -157,13 +156,14 @@ def decode_jpeg(data: bytes, *, width_px: int, height_px: int, factor: int = 1) 
     ValueError
         The stream is damaged in any way, or has another size.
     """
-    return _decode(data, read_frame(data), width_px, height_px, factor)
+    return _decode(data, _scan_header(data)[0], width_px, height_px, factor)
 
 
-def _decode(stream: bytes, frame: Frame, width_px: int, height_px: int, factor: int) -> UInt8:
+def _decode(stream: bytes, frame: bytes, width_px: int, height_px: int, factor: int) -> UInt8:
+    found_height, found_width = (int.from_bytes(frame[i : i + 2], "big") for i in (1, 3))
     # Before anything of the size that the stream claims is allocated.
-    if (frame.width_px, frame.height_px) != (width_px, height_px):
-        msg = f"a JPEG of {frame.width_px} x {frame.height_px} px, not {width_px} x {height_px}"
+    if (found_width, found_height) != (width_px, height_px):
+        msg = f"a JPEG of {found_width} x {found_height} px, not {width_px} x {height_px}"
         raise ValueError(msg)
     width, height = -(-width_px // factor), -(-height_px // factor)
     pixels: UInt8 = simplejpeg.decode_jpeg(
