@@ -14,8 +14,8 @@ import pytest
 from reliability.bench import commands, snapshot
 from reliability.faults import KINDS
 
-PR_SHARE = {"kill": 2, "torn": 3, "ENOSPC": 4, "EIO": 4}
-"""An ordinary test run tries every second, third, ... n, from a random one on; a soak tries all."""
+PR_SHARE = {"kill": 4, "torn": 6, "ENOSPC": 8, "EIO": 8}
+"""An ordinary test run tries every fourth, sixth, ... n, from a random one on; a soak tries all."""
 
 ERRORS = {"ENOSPC": "No space left on device", "EIO": "Input/output error"}
 
