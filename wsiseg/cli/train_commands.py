@@ -55,7 +55,7 @@ def pretrain_command(
         config,
         stores=find_stores(tiles),
         output=output,
-        overwrite=overwrite,
+        overwrite=overwrite and not is_restart(),
         progress=TerminalProgress() if ranks.is_first else SilentProgress(),
         ranks=ranks,
     )
@@ -100,7 +100,7 @@ def finetune_command(
         stores=find_stores(tiles),
         output=output,
         pretrained=pretrained,
-        overwrite=overwrite,
+        overwrite=overwrite and not is_restart(),
         progress=TerminalProgress() if ranks.is_first else SilentProgress(),
         ranks=ranks,
     )
@@ -119,6 +119,11 @@ def ranks_of_torchrun() -> "Ranks":
         return ALONE
     rank, size, local = (int(os.environ[name]) for name in names)
     return Ranks(rank=rank, size=size, local=local)
+
+
+def is_restart() -> bool:
+    """Return whether torchrun started the processes again, after one of them had died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def find_stores(tiles: tuple[str, ...]) -> list[Path]:
