@@ -6,6 +6,7 @@ The decoder is libjpeg-turbo's. Like OpenSlide, and unlike most users of that li
 damaged data instead of painting the rest of the tile grey.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +24,9 @@ _MAX_PADDING_BYTES = 64
 """Some writers fill up tiles behind the end of the stream."""
 
 _START_OF_SCAN = 0xDA
-_COLOR_HINTS = frozenset({(0xE0, b"JFIF"), (0xEE, b"Adob")})
-"""APP0 means YCbCr, whatever follows; APP14 says by a number which it is."""
+_NOT_PIXELS = frozenset({*range(0xE0, 0xF0), 0xFE})
+"""APP0 to APP15 and comments. APP0 means YCbCr, whatever follows, and APP14 says by a number which
+it is: the page knows better. The others are text of the scanner's, in which a patient may stand."""
 
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended and progressive Huffman frames: what libjpeg-turbo decodes at 8 bits."""
@@ -74,20 +76,42 @@ def complete_jpeg(data: bytes, tables: bytes | None, color: Color) -> bytes:
     if _EOI not in data[-_MAX_PADDING_BYTES:]:
         msg = "a JPEG stream that is cut off"
         raise ValueError(msg)
-    return _complete(data, tables, color, _scan_header(data)[1])
+    whole = data[: data.rindex(_EOI) + len(_EOI)]  # padding may hold anything
+    return _complete(whole, tables, color, _scan_header(whole)[1])
 
 
 def _complete(
-    data: bytes, tables: bytes | None, color: Color, hints: list[tuple[int, int]]
+    data: bytes, tables: bytes | None, color: Color, dropped: list[tuple[int, int]]
 ) -> bytes:
-    body, place = b"", 2
-    for begin, end in hints:
-        body += data[place:begin]
-        place = end
-    body += data[place:]
-    shared = b"" if tables is None else tables[2 : tables.rfind(_EOI)]
+    body = _without(data, dropped)[2:]
+    shared = b""
+    if tables is not None:
+        shared = _without(tables, _segments_to_drop(tables))
+        shared = shared[2 : shared.rfind(_EOI)]
     marker = b"" if color == "gray" else _ADOBE_SEGMENT + bytes([int(color == "ycbcr")])
     return b"".join((_SOI, marker, shared, body))
+
+
+def _without(data: bytes, dropped: list[tuple[int, int]]) -> bytes:
+    """Return the bytes but for some ranges, which are in order."""
+    kept, place = b"", 0
+    for begin, end in dropped:
+        kept += data[place:begin]
+        place = end
+    return kept + data[place:]
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield (kind, begin, end) of each segment before the first scan."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _START_OF_SCAN:
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        yield data[place + 1], place, end
+        place = end
+
+
+def _segments_to_drop(data: bytes) -> list[tuple[int, int]]:
+    return [(begin, end) for kind, begin, end in _segments(data) if kind in _NOT_PIXELS]
 
 
 def read_frame(data: bytes) -> Frame:
@@ -96,25 +120,21 @@ def read_frame(data: bytes) -> Frame:
 
 
 def _scan_header(data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
-    """Return the frame header behind its length, and the segments that hint at the colour space."""
+    """Return the frame header behind its length, and the segments that hold no pixels."""
     if data[:2] != _SOI:
         msg = "not a JPEG stream"
         raise ValueError(msg)
-    place, frame = 2, None
-    hints: list[tuple[int, int]] = []
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if kind == _START_OF_SCAN:
-            break
-        if (kind, data[place + 4 : place + 8]) in _COLOR_HINTS:
-            hints.append((place, place + 2 + length))
+    frame = None
+    dropped: list[tuple[int, int]] = []
+    for kind, begin, end in _segments(data):
+        if kind in _NOT_PIXELS:
+            dropped.append((begin, end))
         elif kind in _FRAMES:
-            frame = data[place + 4 : place + 2 + length]
-        place += 2 + length
+            frame = data[begin + 4 : end]
     if frame is None:
         msg = "a JPEG stream without a frame of 8 bits"
         raise ValueError(msg)
-    return frame, hints
+    return frame, dropped
 
 
 def _parse_frame(segment: bytes) -> Frame:
@@ -138,8 +158,8 @@ def decode_tile(
     factor: int = 1,
 ) -> UInt8:
     """Decode a tile as it lies in a TIFF; see `complete_jpeg` and `decode_jpeg`."""
-    frame, hints = _scan_header(data)
-    stream = _complete(data, tables, color, hints)
+    frame, dropped = _scan_header(data)
+    stream = _complete(data, tables, color, dropped)
     return _decode(stream, frame, width_px, height_px, factor)
 
 
