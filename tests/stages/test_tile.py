@@ -61,7 +61,9 @@ def test_tiles_are_the_slides_pixels(slide_path, tmp_path, codec, mpp):
     store = TileStore.open(out)
     assert summary.tiles == store.num_tiles
     assert store.codec == ("source" if codec == "auto" else codec)
-    assert (store.group_id, store.split) == ("p1", "train")
+    assert store.group_id == job(slide_path, out).entry.group_id
+    assert store.group_id not in ("p1", "patient:p1")
+    assert store.split == "train"
     assert verify_store(out) == []
     images = store.read_images(range(store.num_tiles))
     with open_slide(slide_path) as slide:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wsiseg.config import check_known_keys
+from wsiseg.config import check_known_keys, digest
 from wsiseg.errors import CohortError, ConfigError
 from wsiseg.outputs import PARTIAL_SUFFIX
 from wsiseg.slides.reader import IMAGE_SUFFIXES, default_slide_id
@@ -37,8 +37,13 @@ class CohortEntry:
 
     @property
     def group_id(self) -> str:
-        """The patient, or the slide itself where none is named."""
-        return self.patient_id or self.slide_id
+        """What stands for the patient in outputs, or for the slide itself where none is named.
+
+        A digest: the number of a patient goes into no store.
+        """
+        if self.patient_id is None:
+            return f"slide:{self.slide_id}"
+        return f"patient:{digest(self.patient_id)[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class Cohort:
             msg = f"{where}: names no slide"
             raise CohortError(msg)
         _check_consistent(lines)
-        return cls(tuple(entry for entry, _ in lines))
+        return cls(tuple(_whole_patients([entry for entry, _ in lines])))
 
 
 def _check_consistent(lines: Iterable[tuple[CohortEntry, str]]) -> None:
@@ -101,10 +106,16 @@ def _check_consistent(lines: Iterable[tuple[CohortEntry, str]]) -> None:
         other = by_group.setdefault(entry.group_id, entry)
         if other.split != entry.split:
             msg = (
-                f"{place}patient '{entry.group_id}' is in split {other.split} (slide "
-                f"'{other.slide_id}') and in {entry.split} (slide '{entry.slide_id}')"
+                f"{place}one patient is in two splits: slide '{other.slide_id}' in {other.split}, "
+                f"slide '{entry.slide_id}' in {entry.split}"
             )
             raise CohortError(msg)
+
+
+def _whole_patients(entries: Sequence[CohortEntry]) -> list[CohortEntry]:
+    """Return the entries, each with the split that another slide of the patient names, if any."""
+    named = {entry.group_id: entry.split for entry in entries if entry.split is not None}
+    return [replace(e, split=e.split or named.get(e.group_id)) for e in entries]
 
 
 def _check_columns(columns: Iterable[str], where: str) -> None:

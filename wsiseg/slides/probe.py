@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import MissingMppError, SlideError, SlideOpenError, SlideReadError
 from wsiseg.geometry import Box
+from wsiseg.runinfo import fingerprint_file
 
 if TYPE_CHECKING:
     from wsiseg.slides.meta import SlideMeta
@@ -79,6 +80,16 @@ def probe_slide(
     if "error" in answer:
         raise _ERRORS.get(answer["kind"], SlideOpenError)(answer["error"])
     return _parse_meta(answer["meta"])
+
+
+def fingerprint_slide(path: Path, *, slide_id: str) -> str:
+    """Return `fingerprint_file` of a slide that was probed; SlideOpenError if it cannot be read."""
+    try:
+        return fingerprint_file(path)
+    except OSError as error:
+        reason = "no such file any more" if isinstance(error, FileNotFoundError) else error.strerror
+        msg = f"slide '{slide_id}': {reason}; was it moved while it was being read?"
+        raise SlideOpenError(msg) from error
 
 
 def _parse_meta(meta: dict[str, Any]) -> "SlideMeta":

@@ -21,7 +21,7 @@ from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, fingerprint_file
 from wsiseg.settings.segment import SegmentConfig
 from wsiseg.slides.cohort import CohortEntry
-from wsiseg.slides.probe import probe_slide
+from wsiseg.slides.probe import fingerprint_slide, probe_slide
 from wsiseg.slides.reader import Slide, open_slide
 from wsiseg.slides.tissue import TissueMask, make_tissue_mask
 from wsiseg.store.masks import SlideMask
@@ -140,7 +140,8 @@ def _engine(config: SegmentConfig, checkpoint: SegmenterCheckpoint) -> Engine:
 
 
 def _run_info(config: SegmentConfig, entry: CohortEntry, digest: str) -> RunInfo:
-    inputs = {"slide": fingerprint_file(entry.path), "model": digest}
+    slide = fingerprint_slide(entry.path, slide_id=entry.slide_id)
+    inputs = {"slide": slide, "model": digest}
     annotation = config.tissue.annotation
     if annotation is not None and annotation.exists():
         inputs["tissue"] = fingerprint_file(annotation)

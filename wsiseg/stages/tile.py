@@ -26,7 +26,7 @@ from wsiseg.settings.tile import TileConfig
 from wsiseg.slides.cohort import CohortEntry
 from wsiseg.slides.label_image import LabelImage
 from wsiseg.slides.meta import SlideMeta
-from wsiseg.slides.probe import probe_slide
+from wsiseg.slides.probe import fingerprint_slide, probe_slide
 from wsiseg.slides.reader import Slide, open_slide
 from wsiseg.slides.stain import make_normalizer
 from wsiseg.slides.tissue import make_tissue_mask
@@ -132,7 +132,7 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
             has_labels=labeller is not None,
             classes=job.classes,
             codec=codec,
-            group_id=entry.patient_id or entry.slide_id,
+            group_id=entry.group_id,
             split=entry.split,
             overwrite=job.overwrite,
         ) as writer:
@@ -146,7 +146,7 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
 
 
 def _run_info(job: TileJob) -> RunInfo:
-    inputs = {"slide": fingerprint_file(job.entry.path)}
+    inputs = {"slide": fingerprint_slide(job.entry.path, slide_id=job.entry.slide_id)}
     for name, path in (
         ("annotation", job.annotation),
         ("labels", job.label_image),

@@ -7,7 +7,7 @@ goes on with the tiles it would have had.
 import functools
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -153,7 +153,9 @@ def split_tiles(
         np.flatnonzero(store.labelled_px > 0) if labelled_only else np.arange(store.num_tiles)
         for store in stores
     ]
-    groups = {s.group_id: s.split for s, tiles in zip(stores, chosen, strict=True) if len(tiles)}
+    named = named_splits((store.group_id, store.split) for store in stores)
+    used = {s.group_id for s, tiles in zip(stores, chosen, strict=True) if len(tiles)}
+    groups = {group: split for group, split in named.items() if group in used}
     splits = split_groups(groups, val_fraction=val_fraction, seed=seed)
     places: dict[str, list[tuple[int, int]]] = {"train": [], "val": [], "test": []}
     for number, (store, tiles) in enumerate(zip(stores, chosen, strict=True)):
@@ -173,6 +175,32 @@ def split_tiles(
             "only one patient: validating on %d of its own tiles, which flatters the result", num
         )
     return _tile_set(stores, train), _tile_set(stores, val)
+
+
+def named_splits(slides: Iterable[tuple[str, str | None]]) -> dict[str, str | None]:
+    """Return the split that some slide of each group (patient) names, None where none does.
+
+    Parameters
+    ----------
+    slides
+        Group and split of each slide.
+
+    Raises
+    ------
+    StoreError
+        Slides of one patient are in two splits.
+    """
+    named: dict[str, str | None] = {}
+    for group, split in slides:
+        other = named.get(group)
+        if other is not None and split is not None and other != split:
+            msg = (
+                f"slides of one patient are in the splits {other} and {split}; correct the cohort "
+                "and run `wsiseg tile --overwrite`"
+            )
+            raise StoreError(msg)
+        named[group] = other or split
+    return named
 
 
 def _tile_set(stores: Sequence[TileStore], places: list[tuple[int, int]]) -> TileSet:
