@@ -245,12 +245,12 @@ def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, Any]:
         path, sep, text = assignment.partition("=")
         keys = path.strip().split(".")
         if not sep or not all(keys):
-            msg = f"--set {assignment!r}: expected section.key=value"
+            msg = f"--set {assignment[:80]!r}: expected section.key=value"
             raise ConfigError(msg)
         try:
             value = yaml.load(text, Loader=_Loader)
-        except (yaml.YAMLError, ConfigError) as error:
-            msg = f"--set {assignment!r}: not a YAML value: {error}"
+        except (yaml.YAMLError, ConfigError, RecursionError, ValueError) as error:
+            msg = f"--set {assignment[:80]!r}: not a YAML value: {error}"
             raise ConfigError(msg) from error
         for key in reversed(keys):
             value = {key: value}

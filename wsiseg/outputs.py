@@ -66,6 +66,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = partial_path(path)
     with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_link(temporary)
         try:
             yield temporary
             fsync_file(temporary)
@@ -206,9 +207,17 @@ def output_lock(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def _drop_link(path: Path) -> None:
+    """Remove a symbolic link where we are about to write: it would lead the writing elsewhere."""
+    if path.is_symlink():
+        path.unlink()
+
+
 def _acquire(lock_path: Path, output: Path) -> int:
+    _drop_link(lock_path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock_path, flags, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
