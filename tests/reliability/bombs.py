@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -10,7 +11,7 @@ import tifffile
 from PIL import Image
 from reliability.mutants import APERIO, tissue_image
 
-BOMBS = {}
+BOMBS: dict[str, Any] = {}
 
 
 def bomb(suffix, *, is_fine=False):
@@ -27,7 +28,7 @@ def tags_patched(path, **values):
     """Overwrite tags of the first page where they stand; names as tifffile has them."""
     with tifffile.TiffFile(path, mode="r+") as tiff:
         for name, value in values.items():
-            tag = tiff.pages[0].tags[name]
+            tag = tiff.pages.first.tags[name]
             tiff.filehandle.seek(tag.valueoffset)
             tiff.filehandle.write(struct.pack("<I" if tag.dtype == 4 else "<H", value))
 
@@ -53,7 +54,7 @@ def claims_2_20_squared_sparsely(path):
     tags_patched(path, ImageWidth=side, ImageLength=side)
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
-        offsets = [tiff.pages[0].tags[name].offset for name in ("TileOffsets", "TileByteCounts")]
+        offsets = [tiff.pages.first.tags[name].offset for name in ("TileOffsets", "TileByteCounts")]
     for offset in offsets:
         struct.pack_into("<HII", data, offset + 2, 4, count, len(data))
         data += bytes(4 * count)
@@ -124,7 +125,7 @@ def description_claims_2_gigabytes(path):
     tiled(path, description=APERIO.format(256, 256, "Q=70"))
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
-        offset = tiff.pages[0].tags["ImageDescription"].offset
+        offset = tiff.pages.first.tags["ImageDescription"].offset
     struct.pack_into("<I", data, offset + 4, 2**31 - 1)
     path.write_bytes(bytes(data))
 
@@ -134,7 +135,7 @@ def bigtiff_claims_2_60_tiles(path):
     tiled(path, bigtiff=True)
     data = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
-        offset = tiff.pages[0].tags["TileOffsets"].offset
+        offset = tiff.pages.first.tags["TileOffsets"].offset
     struct.pack_into("<Q", data, offset + 4, 2**60)
     path.write_bytes(bytes(data))
 
@@ -159,7 +160,7 @@ def one_tile_unpacks_to_more_than_its_size(path):
 def _replace_tile(path, data):
     content = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as tiff:
-        tags = [tiff.pages[0].tags[n] for n in ("TileOffsets", "TileByteCounts")]
+        tags = [tiff.pages.first.tags[n] for n in ("TileOffsets", "TileByteCounts")]
     for tag, value in zip(tags, (len(content), len(data)), strict=True):
         kind = {3: "<H", 4: "<I"}[int(tag.dtype)]
         if kind == "<H":

@@ -59,9 +59,10 @@ class Seed:
 
     @classmethod
     def of(cls, name, path):
-        entries, tiles = [(0, 16)], []
+        entries: list[tuple[int, int]] = [(0, 16)]
+        tiles: list[tuple[int, int]] = []
         with tifffile.TiffFile(path) as tiff:
-            for page in tiff.pages:
+            for page in (p.aspage() for p in tiff.pages):
                 for tag in page.tags:
                     entries.append((tag.offset, 20 if tiff.is_bigtiff else 12))
                     if tag.valueoffset != tag.offset + 8:

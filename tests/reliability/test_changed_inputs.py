@@ -108,7 +108,11 @@ def test_a_kill_while_overwriting_leaves_the_old_or_the_new_or_clearly_nothing(
     bench, scorecard, figure, name
 ):
     command = commands("large" if name == "pretrain" else "small")[name]
-    extra = {"tile": ("--mpp", 0.6), "segment": ("--window-overlap", 0.5), "pretrain": ("--seed", 3)}
+    extra = {
+        "tile": ("--mpp", 0.6),
+        "segment": ("--window-overlap", 0.5),
+        "pretrain": ("--seed", 3),
+    }
     old = {k: v for output in command.writes for k, v in snapshot(bench.whole, output).items()}
     fresh = bench.folder(command)
     assert bench.run(command, fresh, *extra[name]).returncode == 0

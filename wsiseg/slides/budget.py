@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from wsiseg.errors import SlideOpenError
+
 MAX_SLIDE_PIXELS = 1 << 39
 """A whole slide (75 x 25 mm) at 0.07 um/px; its tissue mask takes 0.1 GB."""
 
@@ -19,6 +21,10 @@ MAX_LEVELS = 64
 
 MAX_TILE_PIXELS = 1 << 24
 """A stored tile is decoded whole for each of its pixels; slides have some of 4096 x 4096 px."""
+
+SMALL_IMAGE_PIXELS = 1 << 24
+MAX_PIXELS_PER_BYTE = 128
+"""Of a larger plain image; a JPEG of tissue has 10, one of nothing 85."""
 
 MAX_ENTRIES = 4096
 """Tags of a page; there are some 300 known ones."""
@@ -135,3 +141,10 @@ def check_budget(level_sizes: Sequence[tuple[int, int]], properties: Mapping[str
                 f"is {MAX_TILE_PIXELS} px"
             )
             raise ValueError(msg)
+
+
+def check_image(width: int, height: int, num_bytes: int, place: str) -> None:
+    """Raise SlideOpenError if a plain image claims more pixels than a file of its size can hold."""
+    if width * height > max(SMALL_IMAGE_PIXELS, MAX_PIXELS_PER_BYTE * num_bytes):
+        msg = f"{place}: it claims {width} x {height} px in {num_bytes} bytes; is the file damaged?"
+        raise SlideOpenError(msg)

@@ -19,7 +19,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from wsiseg.errors import SlideOpenError
 from wsiseg.geometry import Box
 from wsiseg.slides.blocks import BlockReader
-from wsiseg.slides.budget import check_budget
+from wsiseg.slides.budget import check_budget, check_image
 from wsiseg.slides.tile_decoders import JpegTiles
 from wsiseg.slides.tiled_tiff import TiledTiff, TileLevel
 
@@ -235,7 +235,7 @@ class ImageSource(_WithoutTiles):
         try:
             # PIL's own limit is about photographs; ours is checked before anything is decoded.
             with Image.open(path, formats=IMAGE_FORMATS) as image:
-                _check_image(image, place)
+                _check_image(image, path.stat().st_size, place)
                 self.properties = _resolution_tags(image)
                 self._pixels = np.asarray(_on_white(image))
         except SlideOpenError:
@@ -260,13 +260,14 @@ class ImageSource(_WithoutTiles):
         """See PixelSource."""
 
 
-def _check_image(image: Image.Image, place: str) -> None:
+def _check_image(image: Image.Image, num_bytes: int, place: str) -> None:
     if image.width * image.height > MAX_IMAGE_PIXELS:
         msg = (
             f"{place}: a plain image of {image.width} x {image.height} px; the limit is "
             f"{MAX_IMAGE_PIXELS} px, convert it to a pyramidal TIFF"
         )
         raise SlideOpenError(msg)
+    check_image(image.width, image.height, num_bytes, place)
     if image.mode.startswith(("I", "F")):  # PIL would clip what is above 255
         msg = f"{place}: an image with more than 8 bits per pixel ({image.mode}); convert it to RGB"
         raise SlideOpenError(msg)

@@ -1,0 +1,98 @@
+"""S1: damaged slides in the real command; each costs itself, the good one among them comes out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reliability.mutants import make_seeds, mutate, write_pyramid
+from reliability.zygote import Zygote
+
+from wsiseg.store.tiles import TileStore
+from wsiseg.store.verify import verify_store
+
+BATCH = 20
+PARTS = 9
+"""Each a test of its own, far below the time that one may take."""
+COMMAND = ("--tile-size", 256, "--slide-mpp", 0.5, "--tissue", "none", "--json")
+MEMORY_LIMIT_BYTES = 3 << 29
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with Zygote("wsiseg.cli.slide_commands", "wsiseg.cli.labels", "scipy.sparse") as zygote:
+        yield zygote
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory, real_slide):
+    return make_seeds(tmp_path_factory.mktemp("seeds"), real_slide)
+
+
+def write_batch(folder, seeds, rng):
+    """Write one good slide and the rest bad; return what was done to each by its id."""
+    folder.mkdir()
+    good = int(rng.integers(BATCH))
+    done = {}
+    for i in range(BATCH):
+        if i == good:
+            write_pyramid(folder / f"{i:02d}.tif")
+            continue
+        seed = seeds[rng.choice(len(seeds), p=(0.4, 0.15, 0.3, 0.15))]
+        data, how = mutate(seed, rng)
+        (folder / f"{i:02d}{seed.suffix}").write_bytes(data)
+        done[f"{i:02d}"] = f"{seed.name} {how}"
+    return f"{good:02d}", done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_damaged_slides_cost_themselves_only(
+    tmp_path, zygote, seeds, figure, seed, scorecard, part
+):
+    rng = np.random.default_rng((seed, part))
+    died = refused = read = 0
+    for batch in range(figure(pr=1_000, night=100_000) // (PARTS * (BATCH - 1)) + 1):
+        slides, out = tmp_path / f"in{batch}", tmp_path / f"out{batch}"
+        good, how = write_batch(slides, seeds, rng)
+        done = zygote.run("tile", slides, "-o", out, *COMMAND, cwd=tmp_path)
+        scorecard.add("parent deaths", int(done.signal is not None))
+        assert done.signal is None, f"{done.signal}: {how}\n{done.stderr}"
+        assert done.returncode in (0, 1), f"{done.stderr}\n{how}"
+        assert "Traceback" not in done.stderr
+        assert done.max_rss_bytes < MEMORY_LIMIT_BYTES, how
+        rows = {row["slide_id"]: row for row in json.loads(done.stdout)["results"]}
+        assert {*rows} == {good, *how}
+        assert rows[good]["status"] == "ok"
+        store = TileStore.open(out / f"{good}.zarr")
+        assert store.num_tiles == 6
+        assert verify_store(out / f"{good}.zarr") == []
+        for slide_id, row in rows.items():
+            if row["status"] == "failed":
+                error = row["error"]
+                assert slide_id in error, how[slide_id]
+                assert "\n" not in error, how[slide_id]
+                died += "was killed by" in error
+                refused += 1
+            elif slide_id != good:
+                read += 1
+    print(f"{refused} refused, {read} read; {died} ended their probe")  # noqa: T201 - shown by -s
+    scorecard.add("mutants survived", refused + read)
+
+
+CORPUS = Path(__file__).parents[1] / "corpus" / "slides"
+
+
+def test_what_once_did_harm_does_no_more(tmp_path, zygote, scorecard):
+    bad = sorted(p for p in CORPUS.iterdir() if p.is_file())
+    write_pyramid(tmp_path / "good.tif")
+    done = zygote.run(
+        "tile", *bad, tmp_path / "good.tif", "-o", tmp_path / "out", *COMMAND, cwd=tmp_path
+    )
+    assert done.signal is None
+    assert done.returncode == 1
+    assert done.max_rss_bytes < 500_000_000
+    rows = {row["slide_id"]: row["status"] for row in json.loads(done.stdout)["results"]}
+    assert rows == {p.stem: "failed" for p in bad} | {"good": "ok"}
+    assert len(done.stderr.splitlines()) == len(bad)
+    scorecard.add("parent deaths", 0)
