@@ -55,7 +55,10 @@ def test_a_table_of_a_spreadsheet_with_a_byte_order_mark_is_read(tmp_path):
         (HEADER + "..,p,a.svs,,,\n", "line 2: slide_id '..' cannot be the name"),
         (HEADER + "a,p,a.svs,,,,more\n", "line 2: has more values"),
         (HEADER + "a,p,a.svs,,,\na,p,b.svs,,,\n", "line 3: slide_id 'a' stands for two slides"),
-        (HEADER + "a,p,a.svs,,,train\nb,p,b.svs,,,val\n", "line 3: patient 'p' is in split train"),
+        (
+            HEADER + "a,p,a.svs,,,train\nb,p,b.svs,,,val\n",
+            "line 3: one patient is in two splits: slide 'a' in train",
+        ),
     ],
 )
 def test_a_table_that_is_wrong_says_where(tmp_path, text, words):
@@ -86,7 +89,7 @@ def test_no_patient_is_ever_in_two_splits(tmp_path_factory, splits):
     if is_sound:
         assert len(Cohort.from_csv(path).entries) == len(splits)
     else:
-        with pytest.raises(CohortError, match="is in split"):
+        with pytest.raises(CohortError, match="is in two splits"):
             Cohort.from_csv(path)
 
 
