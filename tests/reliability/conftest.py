@@ -36,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SCORECARD] = Scorecard()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests time for the bench, which may have to compile first; a soak has no limit."""
+    for item in items:
+        if soak_scale() is None and "bench" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session")
 def scorecard(pytestconfig: pytest.Config) -> Scorecard:
     """Counts for the table at the end: `scorecard.add("kills survived", 1)`."""
