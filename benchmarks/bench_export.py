@@ -106,10 +106,12 @@ def scale(folder: Path, sides: list[int]) -> None:
 def child(name: str, argument: str, output: str) -> dict[str, Any]:
     """Run one contestant as a process; return what it printed and its peak memory."""
     command = (sys.executable, __file__, "--child", name, argument, output)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    printed, errors = process.stdout.read(), process.stderr.read()
+    with tempfile.TemporaryFile("w+") as log:  # no pipe: tiatoolbox warns more than one holds
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        log.seek(0)
+        errors = log.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
