@@ -73,12 +73,6 @@ class AugmentConfig:
         flag=False,
         minimum=0.0,
     )
-    stain_method: str = setting(
-        "hed",
-        "Our HED jitter on the device, or tiatoolbox's StainAugmentor (CPU, slow).",
-        flag=False,
-        choices=("hed", "macenko", "vahadane"),
-    )
     blur_probability: float = setting(
         0.3, "Chance of a light Gaussian blur.", flag=False, minimum=0.0, maximum=1.0
     )
