@@ -1,6 +1,6 @@
 """Cost against the area of the slide: tile, segment and export of larger and larger slides.
 
-    python benchmarks/bench_scale.py [--sides 12500 25000 50000 100000] [--mpp 1.0]
+    python benchmarks/bench_scale.py [--sides 12500 25000 50000 100000] [--mpp 2.0]
 
 The slides are synthetic (0.25 um/px, half tissue, JPEG pyramid; `write_large_slide`). `tile` reads
 the tissue of level 0 and stores it at 0.5 um/px. `segment` and `export` work at `--mpp`, with a
@@ -101,9 +101,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sides", type=int, nargs="+", default=[12_500, 25_000, 50_000, 100_000])
-    parser.add_argument("--mpp", type=float, default=1.0, help="resolution of the network, um/px")
+    parser.add_argument("--mpp", type=float, default=2.0, help="resolution of the network, um/px")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--slides", type=Path, help="keep the slides here, and use those here")
+    parser.add_argument("--model", type=Path, help="this segmenter instead of one trained here")
     parser.add_argument("--json", type=Path, help="write the rows here, too")
     options = parser.parse_args()
     if options.write is not None:  # in a child: what a parent holds counts as its children's peak
@@ -115,10 +116,12 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        script = Path(__file__).with_name("tiny_model.py")
-        cost(sys.executable, str(script), str(folder / "model"), str(options.mpp))
+        model = options.model or folder / "model"
+        if options.model is None:
+            script = Path(__file__).with_name("tiny_model.py")
+            cost(sys.executable, str(script), str(model), str(options.mpp))
         for side_px in options.sides:
-            rows += measure_slide(side_px, folder / "model", folder, options.slides or folder)
+            rows += measure_slide(side_px, model, folder, options.slides or folder)
             if options.slides is None:
                 (folder / f"s{side_px}.tiff").unlink()
             if options.json is not None:

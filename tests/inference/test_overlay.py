@@ -75,7 +75,7 @@ def test_what_has_no_class_keeps_its_pixels():
 
 def test_a_legend_leaves_the_image_above_it_alone():
     image = np.full((50, 700, 3), 9, np.uint8)
-    picture = with_legend(image, [("Dark  1 mm²", RED)])
+    picture = with_legend(image, [("Dark  1 mm2", RED)])
     np.testing.assert_array_equal(picture[:50, :700], image)
     assert picture.shape[0] > 80
     text = picture[50:, 60:]

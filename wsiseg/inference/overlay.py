@@ -100,7 +100,7 @@ def _image_px(width_px_l0: int, height_px_l0: int, entries: list[Entry]) -> int:
 def _legend_entries(classes: ClassTable, area_um2: Mapping[str, float]) -> list[Entry]:
     entries: list[Entry] = []
     for item in classes.classes[:MAX_ENTRIES]:
-        name = item.name if len(item.name) <= MAX_NAME else item.name[: MAX_NAME - 1] + "…"
+        name = item.name if len(item.name) <= MAX_NAME else item.name[: MAX_NAME - 3] + "..."
         entries.append((f"{name}  {_area_text(area_um2.get(item.name, 0.0))}", item.color))
     if len(classes.classes) > MAX_ENTRIES:
         entries.append((f"and {len(classes.classes) - MAX_ENTRIES} more", LEGEND_COLOR))
@@ -108,10 +108,10 @@ def _legend_entries(classes: ClassTable, area_um2: Mapping[str, float]) -> list[
 
 
 def _area_text(area_um2: float) -> str:
-    """Return an area in the unit that a person would use."""
+    """Return an area in the unit that a person would use; the font has no superscripts."""
     if area_um2 >= 1e4:
-        return f"{area_um2 / 1e6:.3g} mm²" if area_um2 < 1e9 else f"{area_um2 / 1e6:,.0f} mm²"
-    return f"{area_um2:,.0f} µm²"
+        return f"{area_um2 / 1e6:.3g} mm2" if area_um2 < 1e9 else f"{area_um2 / 1e6:,.0f} mm2"
+    return f"{area_um2:,.0f} um2"
 
 
 def with_legend(image: UInt8, entries: list[Entry]) -> UInt8:
