@@ -31,6 +31,7 @@ class Row:
     side_px: int
     stage: str
     seconds: float
+    cpu_s: float
     peak_mib: float
     output_mb: float
 
@@ -63,10 +64,12 @@ def measure_slide(side_px: int, model: Path, folder: Path, slides: Path) -> list
         if stage == "generate" and slide.exists():
             continue
         spent = cost(*commands[stage])
-        row = Row(side_px, stage, spent.seconds, spent.peak_mib, size_mb(outputs[stage]))
+        output_mb = size_mb(outputs[stage])
+        row = Row(side_px, stage, spent.seconds, spent.cpu_s, spent.peak_mib, output_mb)
         rows.append(row)
         print(
-            f"{side_px:8d} {stage:10s} {row.seconds:9.1f} s {row.peak_mib:7.0f} MiB "
+            f"{side_px:8d} {stage:10s} {row.seconds:9.1f} s {row.cpu_s:8.1f} CPU s "
+            f"{row.peak_mib:7.0f} MiB "
             f"{row.output_mb:9.1f} MB",
             flush=True,
         )
@@ -81,12 +84,14 @@ def measure_slide(side_px: int, model: Path, folder: Path, slides: Path) -> list
 
 
 def print_lines(rows: list[Row]) -> None:
-    """Print the straight line of each stage's time against area, and how well it fits."""
-    print(f"\n{'stage':10s} {'fixed s':>9s} {'s per Gpx':>10s} {'R2':>8s}  time / line per size")
+    """Print the straight line of each stage's CPU time against area, and how well it fits."""
+    print(
+        f"\n{'stage':10s} {'fixed s':>9s} {'s per Gpx':>10s} {'R2':>8s}  CPU time / line per size"
+    )
     for stage in STAGES[1:]:
         chosen = [row for row in rows if row.stage == stage]
         area = np.array([row.side_px**2 / 1e9 for row in chosen])
-        seconds = np.array([row.seconds for row in chosen])
+        seconds = np.array([row.cpu_s for row in chosen])
         # Relative errors are minimised: a straight line through the largest alone proves nothing.
         design = np.stack([np.ones_like(area), area], axis=1) / seconds[:, None]
         (fixed, slope), *_ = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)

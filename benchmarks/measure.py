@@ -20,6 +20,8 @@ class Cost:
     seconds: float
     peak_mib: float
     output: str = ""
+    cpu_s: float = 0.0
+    """Of all its threads; unlike the wall time it hardly depends on what else a machine does."""
 
 
 def cost(*command: str) -> Cost:
@@ -36,7 +38,8 @@ def cost(*command: str) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)} exited with {process.returncode}:\n{errors}")
-    return Cost(seconds, usage.ru_maxrss / 1024, printed)
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Cost(seconds, usage.ru_maxrss / 1024, printed, cpu_s)
 
 
 def report(name: str, costs: Sequence[Cost]) -> float:
