@@ -48,6 +48,11 @@ class Interrupts:
         self._timer.start()
         raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
+    @property
+    def is_terminated(self) -> bool:
+        """Whether the first signal was SIGTERM."""
+        return self._first == signal.SIGTERM
+
     @contextlib.contextmanager
     def handling(self) -> Iterator[None]:
         """Handle both signals in here; the former handlers come back afterwards."""

@@ -78,12 +78,13 @@ def cli(*, verbose: bool, quiet: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    with Interrupts().handling():
-        code = _run()
+    interrupts = Interrupts()
+    with interrupts.handling():
+        code = _run(interrupts)
     sys.exit(code)
 
 
-def _run() -> int:
+def _run(interrupts: Interrupts) -> int:
     try:
         result = cli.main(prog_name="wsiseg", standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -92,6 +93,8 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except (WsisegError, OSError, KeyboardInterrupt, click.Abort) as error:
+        if interrupts.is_terminated and isinstance(error, KeyboardInterrupt):
+            error = Terminated()  # dask raises its own in the place of ours
         message, code = _message_and_code(error)
         logging.getLogger("wsiseg").debug("traceback", exc_info=True)
         click.echo(message, err=True)
