@@ -93,8 +93,8 @@ def _run(interrupts: Interrupts) -> int:
         error.show()
         return error.exit_code
     except (WsisegError, OSError, KeyboardInterrupt, click.Abort) as error:
-        if interrupts.is_terminated and isinstance(error, KeyboardInterrupt):
-            error = Terminated()  # dask raises its own in the place of ours
+        if interrupts.is_terminated and isinstance(error, KeyboardInterrupt | click.Abort):
+            error = Terminated()  # click makes an Abort of any KeyboardInterrupt
         message, code = _message_and_code(error)
         logging.getLogger("wsiseg").debug("traceback", exc_info=True)
         click.echo(message, err=True)
