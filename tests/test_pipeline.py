@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import shapely
 
@@ -119,8 +118,10 @@ def test_a_prediction_evaluated_against_itself_is_perfect(pipeline, wsiseg, tmp_
     metrics = tmp_path / "metrics.json"
     done = wsiseg("evaluate", mask, mask, "-o", metrics, "--set", "instances=none")
     assert done.returncode == 0, done.stderr
-    dice = json.loads(metrics.read_text())["pooled"]["classes"]["Epithelium"]["dice"]
-    assert np.isnan(dice) if dice is None else dice == 1.0
+    pooled = json.loads(metrics.read_text())["pooled"]
+    assert pooled["accuracy"] == 1.0
+    # After four steps the network may call nothing epithelium: no score then, not a perfect one.
+    assert pooled["classes"]["Epithelium"]["dice"] in (None, 1.0)
 
 
 def test_running_segment_again_changes_no_byte(pipeline, wsiseg, real_slide):

@@ -7,6 +7,7 @@ it goes on where it stopped), for an item whose worker died is tried again.
 """
 
 import contextlib
+import logging
 import os
 import time
 import traceback
@@ -228,6 +229,8 @@ def _local_client(num_workers: int) -> Iterator["Client"]:
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
 
+    # `silence_logs` ends with the cluster, whose processes still talk of its end after it.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with (
         _restored_environment(),
         dask.config.set(_local_settings(num_workers)),

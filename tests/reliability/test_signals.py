@@ -47,7 +47,8 @@ def test_a_signal_stops_the_command_which_then_goes_on(
 def test_a_training_that_is_told_to_stop_keeps_the_step_it_is_at(bench):
     command = commands("large")["pretrain"]
     # A resume point is due after each third step, so one of another number is the signal's.
-    for after_s in (bench.seconds["large", "pretrain"] * x / 10 for x in range(2, 10)):
+    # The machine may be faster or slower than when the bench was timed, so it is tried all along.
+    for after_s in (bench.seconds["large", "pretrain"] * x / 40 for x in range(2, 60)):
         folder = bench.folder(command)
         done = bench.run(command, folder, signals=[(after_s, signal.SIGTERM)])
         points = sorted(p.name for p in (folder / "pre" / "resume").glob("step-*"))

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -18,6 +19,7 @@ from wsiseg.geometry import Box
 from wsiseg.jpeg import decode_jpeg
 from wsiseg.slides.reader import open_slide
 from wsiseg.slides.sources import OpenSlideSource
+from wsiseg.slides.tile_decoders import Jpeg2000Tiles
 from wsiseg.slides.tiled_tiff import TiledTiff
 from wsiseg.synthetic import SyntheticTissue, write_slide
 
@@ -335,3 +337,15 @@ def test_a_broken_tile_is_an_error_and_not_a_grey_square(synthetic, tmp_path):
     with pytest.raises((ValueError, RuntimeError)):
         fast.read(0, Box(800, 0, 10, 10))
     fast.close()
+
+
+def test_a_jpeg_2000_tile_that_claims_another_size_is_refused_before_it_is_decoded():
+    tile = imagecodecs.jpeg2k_encode(np.full((64, 64, 3), 90, np.uint8), codecformat="j2k")
+    decoder = Jpeg2000Tiles(64, 64, is_ycbcr=False)
+    assert (decoder.decode(tile, 0, 1) == 90).all()
+    claim = bytearray(tile)
+    claim[8:12] = (1 << 30).to_bytes(4, "big")  # 206 GB of pixels
+    with pytest.raises(ValueError, match="a JPEG 2000 tile of 1073741824 x 64 px x 3"):
+        decoder.decode(bytes(claim), 0, 1)
+    with pytest.raises(ValueError, match="a JPEG 2000 tile without a header"):
+        decoder.decode(bytes(tile[:20]), 0, 1)

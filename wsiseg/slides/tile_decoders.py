@@ -3,6 +3,7 @@
 One decoder per kind of compression; each takes a tile as it lies in the file.
 """
 
+import struct
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,11 +83,27 @@ class Jpeg2000Tiles:
         """See TileDecoder."""
         import imagecodecs
 
+        self._check_header(data)
         samples = imagecodecs.jpeg2k_decode(data)
         if samples.shape != (self.height_px, self.width_px, 3) or samples.dtype != np.uint8:
             msg = f"a JPEG 2000 tile of {samples.dtype} {samples.shape}"
             raise ValueError(msg)
         return _rgb_from_ycbcr(samples) if self.is_ycbcr else samples
+
+    def _check_header(self, data: bytes) -> None:
+        """Raise ValueError unless the tile claims its size: what it claims would be allocated.
+
+        SOC and SIZ begin a codestream (ISO/IEC 15444-1, A.5.1): size and origin of the image are
+        at bytes 8 to 23, the number of components at 40.
+        """
+        if len(data) < 42 or data[:4] != b"\xff\x4f\xff\x51":
+            msg = "a JPEG 2000 tile without a header"
+            raise ValueError(msg)
+        right, bottom, left, top = struct.unpack_from(">4I", data, 8)
+        (components,) = struct.unpack_from(">H", data, 40)
+        if (right - left, bottom - top, components) != (self.width_px, self.height_px, 3):
+            msg = f"a JPEG 2000 tile of {right - left} x {bottom - top} px x {components}"
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True)
