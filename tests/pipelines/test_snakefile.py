@@ -28,7 +28,7 @@ tile:
   tissue: {method: none}
 pretrain:
   sample_steps: 2
-  model: {dim: 8, mults: [1, 2], blocks: 1, groups: 4, heads: 2, head_dim: 8}
+  model: {dim: 8, mults: [1, 2], blocks: 1, groups: 4, attention: none}
   optim: {steps: 2, batch_size: 2, validate_every: 2, save_every: 2}
 finetune:
   optim: {steps: 2, batch_size: 2, validate_every: 2, save_every: 2}
