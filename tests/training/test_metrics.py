@@ -5,7 +5,7 @@ import itertools
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.distance import cdist
@@ -391,6 +391,7 @@ def test_a_watershed_keeps_a_small_object_beside_a_large_one():
 
 @quick
 @given(arrays.arrays(bool, (14, 15)))
+@example(np.pad(np.eye(2, dtype=bool), ((3, 9), (2, 11))))
 def test_a_watershed_covers_the_mask_and_cuts_each_part_further(mask):
     parts = objects.watershed(mask)
     assert ((parts > 0) == mask).all()

@@ -55,7 +55,7 @@ def pretrain_command(
         config,
         stores=find_stores(tiles),
         output=output,
-        overwrite=overwrite and not is_restart(),
+        overwrite=overwrite and restarts() == 0,
         progress=TerminalProgress() if ranks.is_first else SilentProgress(),
         ranks=ranks,
     )
@@ -100,7 +100,7 @@ def finetune_command(
         stores=find_stores(tiles),
         output=output,
         pretrained=pretrained,
-        overwrite=overwrite and not is_restart(),
+        overwrite=overwrite and restarts() == 0,
         progress=TerminalProgress() if ranks.is_first else SilentProgress(),
         ranks=ranks,
     )
@@ -118,12 +118,13 @@ def ranks_of_torchrun() -> "Ranks":
     if not all(os.environ.get(name, "").isdecimal() for name in names):
         return ALONE
     rank, size, local = (int(os.environ[name]) for name in names)
-    return Ranks(rank=rank, size=size, local=local)
+    return Ranks(rank=rank, size=size, local=local, attempt=restarts())
 
 
-def is_restart() -> bool:
-    """Return whether torchrun started the processes again, after one of them had died."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def restarts() -> int:
+    """Return how often torchrun has started the processes again, after one of them had died."""
+    text = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def find_stores(tiles: tuple[str, ...]) -> list[Path]:

@@ -53,7 +53,9 @@ def watershed(mask: npt.NDArray[np.bool_], *, mpp: float | None = None) -> Insta
     without[parts[peaks]] = False
     lonely = without[parts]
     markers[lonely] = num + parts[lonely]
-    return np.asarray(flood(-distance, markers, mask=mask), np.int32)
+    # Middles that touch in a corner are one, but what touches in corners only is not one object.
+    cut = flood(-distance, markers, mask=mask).astype(np.int64)
+    return numbered(cut * (int(parts.max()) + 1) + parts)
 
 
 def numbered(instances: npt.NDArray[np.integer]) -> Instances:

@@ -11,17 +11,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from wsiseg.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """The place of this process among those that train together. `local` : on its machine."""
+    """The place of this process among those that train together.
+
+    `local` : on its machine. `attempt` : how often torchrun has started all of them again.
+    """
 
     rank: int = 0
     size: int = 1
     local: int = 0
+    attempt: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -97,9 +102,13 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
-    distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", rank=ranks.rank, world_size=ranks.size
-    )
+    found = rendezvous("env://", ranks.rank, ranks.size)
+    store, _, _ = next(found)
+    # torchrun keeps its store over restarts: without a place of its own an attempt would read the
+    # addresses of processes that are dead, and wait for them.
+    own = distributed.PrefixStore(f"wsiseg/{ranks.attempt}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.size)
     try:
         yield
     finally:
