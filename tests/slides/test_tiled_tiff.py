@@ -340,7 +340,8 @@ def test_a_broken_tile_is_an_error_and_not_a_grey_square(synthetic, tmp_path):
 
 
 def test_a_jpeg_2000_tile_that_claims_another_size_is_refused_before_it_is_decoded():
-    tile = imagecodecs.jpeg2k_encode(np.full((64, 64, 3), 90, np.uint8), codecformat="j2k")
+    image = np.full((64, 64, 3), 90, np.uint8)
+    tile = bytes(imagecodecs.jpeg2k_encode(image, codecformat="j2k"))
     decoder = Jpeg2000Tiles(64, 64, is_ycbcr=False)
     assert (decoder.decode(tile, 0, 1) == 90).all()
     claim = bytearray(tile)
@@ -348,4 +349,4 @@ def test_a_jpeg_2000_tile_that_claims_another_size_is_refused_before_it_is_decod
     with pytest.raises(ValueError, match="a JPEG 2000 tile of 1073741824 x 64 px x 3"):
         decoder.decode(bytes(claim), 0, 1)
     with pytest.raises(ValueError, match="a JPEG 2000 tile without a header"):
-        decoder.decode(bytes(tile[:20]), 0, 1)
+        decoder.decode(tile[:20], 0, 1)

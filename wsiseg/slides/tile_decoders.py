@@ -93,8 +93,8 @@ class Jpeg2000Tiles:
     def _check_header(self, data: bytes) -> None:
         """Raise ValueError unless the tile claims its size: what it claims would be allocated.
 
-        SOC and SIZ begin a codestream (ISO/IEC 15444-1, A.5.1): size and origin of the image are
-        at bytes 8 to 23, the number of components at 40.
+        How a codestream begins: ISO/IEC 15444-1, A.5.1. Size and origin of the image are at bytes 8
+        to 23, the number of components at 40.
         """
         if len(data) < 42 or data[:4] != b"\xff\x4f\xff\x51":
             msg = "a JPEG 2000 tile without a header"

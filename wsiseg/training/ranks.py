@@ -106,7 +106,7 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     store, _, _ = next(found)
     # torchrun keeps its store over restarts: without a place of its own an attempt would read the
     # addresses of processes that are dead, and wait for them.
-    own = distributed.PrefixStore(f"wsiseg/{ranks.attempt}", store)
+    own = distributed.PrefixStore(f"wsiseg/{ranks.attempt}", store)  # type: ignore[attr-defined] # public, but not in its stubs
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.size)
     try:
