@@ -35,8 +35,8 @@ CONFIG_TYPES = {
 }
 
 INDEX_HOSTS = re.compile(r"pypi\.org|pythonhosted|download\.pytorch|/simple\b")
-MACHINE_PATHS = re.compile(r"(?<![\w.{}$=-])/(work|root|home/\w+|Users/\w+)/[\w.]")
-"""Folders of somebody's machine; `target=/root/.cache` of the Dockerfile is the builder's."""
+MACHINE_PATHS = re.compile(r"(?<![\w.{}$-])/(work|root|home/\w+|Users/\w+)/[\w.]")
+"""Folders of somebody's machine."""
 
 MAX_LINES = 400
 
