@@ -85,6 +85,15 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def _parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Return the plain value of a YAML text; `_Loader` builds nothing else."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping safely.
 
@@ -103,7 +112,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         msg = f"config '{path}': cannot be read: {error}"
         raise ConfigError(msg) from error
     try:
-        data = yaml.load(text, Loader=_Loader)
+        data = _parse_yaml(text)
     except ConfigError as error:
         msg = f"config '{path}': {error}"
         raise ConfigError(msg) from error
@@ -248,7 +257,7 @@ def parse_assignments(assignments: typing.Iterable[str]) -> dict[str, Any]:
             msg = f"--set {assignment[:80]!r}: expected section.key=value"
             raise ConfigError(msg)
         try:
-            value = yaml.load(text, Loader=_Loader)
+            value = _parse_yaml(text)
         except (yaml.YAMLError, ConfigError, RecursionError, ValueError) as error:
             msg = f"--set {assignment[:80]!r}: not a YAML value: {error}"
             raise ConfigError(msg) from error
