@@ -130,7 +130,7 @@ def run(output: Path, *, progress: Progress, say: Callable[[str], None]) -> Demo
         f"{FINETUNE_STEPS} steps on the annotated regions of two slides",
         lambda: finetune.run(
             _finetune_config(),
-            stores=[s for s, c in zip(stores, CASES, strict=False) if c.is_annotated],
+            stores=[work / "tiles" / f"{c.slide_id}.zarr" for c in CASES if c.is_annotated],
             output=work / "finetune",
             pretrained=work / "pretrain",
             progress=progress,

@@ -207,7 +207,7 @@ class _Launched(Generic[ItemT]):
         """Wait for the batch and yield its windows; what fills it up is dropped."""
         seconds = self.clock.wait()
         meter.add_network(seconds, windows=len(self.windows))
-        yield from zip(self.windows, self.result.numpy(), strict=False)
+        yield from zip(self.windows, self.result[: len(self.windows)].numpy(), strict=True)
 
 
 def _map_ahead(

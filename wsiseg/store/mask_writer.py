@@ -159,12 +159,9 @@ class MaskWriter:
             raise ValueError(msg)
         files = []
         arrays = [self._labels[0], *self._probability[:1]]
-        for array, values in zip(arrays, (labels, probability), strict=False):
-            if (
-                values is None
-                or values.shape != (box.height, box.width)
-                or values.dtype != np.uint8
-            ):
+        given = [labels] if probability is None else [labels, probability]
+        for array, values in zip(arrays, given, strict=True):
+            if values.shape != (box.height, box.width) or values.dtype != np.uint8:
                 msg = f"chunk {row, column}: {array.name} must be uint8 and fill {box}"
                 raise ValueError(msg)
             array[box.y : box.bottom, box.x : box.right] = values
