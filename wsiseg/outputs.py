@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from wsiseg.errors import OutputLockedError, OutputWriteError, WsisegError
 
 PARTIAL_SUFFIX = ".partial"
 """What unfinished work is called. Nothing with this suffix is ever read as a result."""
+
+_NAMED_WITHIN_S = 1.0
+"""A process that has a lock writes its name into it next, which may be a moment later."""
 
 _NO_SPACE = "free some space, then run the same command again to go on"
 _NOT_ALLOWED = "choose another output or allow writing there"
@@ -216,15 +220,18 @@ def _drop_link(path: Path) -> None:
 def _acquire(lock_path: Path, output: Path) -> int:
     _drop_link(lock_path)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    named_by_s = time.monotonic() + _NAMED_WITHIN_S
     while True:
         descriptor = os.open(lock_path, flags, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = (
-                os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
-            )
+            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
             os.close(descriptor)
+            if not holder and time.monotonic() < named_by_s:
+                time.sleep(0.01)  # it has the lock, and writes its name next
+                continue
+            holder = holder or "another process"
             msg = f"output '{output}' is locked by {holder}; wait for it or choose another output"
             raise OutputLockedError(msg) from None
         try:

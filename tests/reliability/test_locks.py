@@ -3,12 +3,14 @@
 And two writers of one shard, which would lose data without an error, cannot be (R11).
 """
 
+import fcntl
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -111,3 +113,19 @@ def test_blocks_that_do_not_fill_a_shard_are_refused_and_never_lose_tiles(
             writer.write_shard(shard, images[block], given_labels)
         writer.finish()
     np.testing.assert_array_equal(TileStore.open(path).read_images(range(num)), images)
+
+
+def test_a_lock_without_a_name_yet_is_asked_again(tmp_path):
+    """Between taking the lock and writing its name, its holder may be anywhere."""
+    output = tmp_path / "out.zarr"
+    lock = tmp_path / "out.zarr.lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        naming = threading.Timer(0.2, lambda: lock.write_text("pid 7 on elsewhere\n"))
+        naming.start()
+        with (
+            pytest.raises(OutputLockedError, match="locked by pid 7 on elsewhere; wait"),
+            outputs.output_lock(output),
+        ):
+            pass
+        naming.join()

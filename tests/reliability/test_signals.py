@@ -88,6 +88,27 @@ def test_the_second_signal_ends_it_at_once_but_an_echo_of_the_first_does_not(tmp
     process.stdout.close()
 
 
+def test_a_signal_whose_exception_python_drops_is_not_lost():
+    script = (
+        "import signal, sys, time\n"
+        "from wsiseg.interrupts import Interrupts\n"
+        "class Closing:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "with Interrupts().handling():\n"
+        "    try:\n"
+        "        closing = Closing()\n"
+        "        del closing\n"
+        "        for _ in range(200): time.sleep(0.01)\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        print(type(error).__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, timeout=30, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Terminated\n", "")
+
+
 def test_work_that_does_not_stop_is_ended_after_the_grace():
     script = (
         "import signal, time\n"

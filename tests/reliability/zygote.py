@@ -260,7 +260,10 @@ class _ForkedHelper:
     def __init__(self) -> None:
         request_r, request_w = os.pipe()
         answer_r, answer_w = os.pipe()
+        # What logging registers for a fork would swallow the exception of a signal, and its lock.
+        signals = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         self.pid = os.fork()
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         if self.pid == 0:
             try:
                 for descriptor, target in ((request_r, 0), (answer_w, 1)):
