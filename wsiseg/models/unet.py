@@ -52,10 +52,10 @@ class TimeEmbedding(nn.Module):
 
 
 class _ChannelsLastGroupNorm(torch.autograd.Function):
-    """Group norm whose backward pass leaves the channels-last layout for a moment.
+    """Group norm with a backward pass of matrix products, which keeps the channels-last layout.
 
-    On a CPU, PyTorch's own backward kernel for channels-last takes 4.9 ms for 16 channels of
-    128 x 128, the one for contiguous tensors 0.3 ms; two copies between them are 0.3 ms.
+    On a core of a CPU, for 64 channels of 256 x 256: 6 ms. PyTorch's kernel for contiguous
+    tensors takes 65 ms with the copies to them and back, its own for channels-last far longer.
     """
 
     @staticmethod
@@ -68,22 +68,37 @@ class _ChannelsLastGroupNorm(torch.autograd.Function):
         eps: float,
     ) -> torch.Tensor:
         n, channels, height, width = x_NCHW.shape
-        y_NCHW, mean, rstd = torch.native_group_norm(
+        y_NCHW, mean_NG, rstd_NG = torch.native_group_norm(
             x_NCHW, weight, bias, n, channels, height * width, groups, eps
         )
-        ctx.save_for_backward(x_NCHW, weight, mean, rstd)
-        ctx.groups = groups
+        ctx.save_for_backward(x_NCHW, weight, mean_NG, rstd_NG)
         return y_NCHW
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
-        x_NCHW, weight, mean, rstd = ctx.saved_tensors
-        n, channels, height, width = x_NCHW.shape
-        dx_NCHW, dweight, dbias = torch.ops.aten.native_group_norm_backward(
-            grads[0].contiguous(), x_NCHW.contiguous(), mean, rstd, weight,
-            n, channels, height * width, ctx.groups, [True, True, True],
-        )  # fmt: skip
-        return dx_NCHW.contiguous(memory_format=torch.channels_last), dweight, dbias, None, None
+        """Differentiate y = w (x - mean) rstd + b, mean and rstd being functions of x."""
+        x_NCHW, weight, mean_NG, rstd_NG = ctx.saved_tensors
+        x_NPC, dy_NPC = (a.permute(0, 2, 3, 1).flatten(1, 2) for a in (x_NCHW, grads[0]))
+        num_groups = mean_NG.shape[1]
+        width = len(weight) // num_groups
+        ones_N1P = x_NPC.new_ones(()).expand(x_NPC.shape[0], 1, x_NPC.shape[1]).contiguous()
+        sum_dy_NC = torch.bmm(ones_N1P, dy_NPC).squeeze(1)
+        sum_dyx_NC = torch.bmm(ones_N1P, dy_NPC * x_NPC).squeeze(1)
+        mean_NC = mean_NG.repeat_interleave(width, dim=1)
+        rstd_NC = rstd_NG.repeat_interleave(width, dim=1)
+        dweight = ((sum_dyx_NC - mean_NC * sum_dy_NC) * rstd_NC).sum(dim=0)
+        sum_wdy_NG = (weight * sum_dy_NC).view(-1, num_groups, width).sum(dim=2)
+        sum_wdyx_NG = (weight * sum_dyx_NC).view(-1, num_groups, width).sum(dim=2)
+        # dx = rstd w dy + slope x + shift, the latter two from the derivatives of mean and rstd.
+        num = x_NPC.shape[1] * width
+        slope_NG = (sum_wdy_NG * mean_NG - sum_wdyx_NG) * rstd_NG**3 / num
+        shift_NG = -slope_NG * mean_NG - sum_wdy_NG * rstd_NG / num
+        slope_NC = slope_NG.repeat_interleave(width, dim=1)
+        shift_NC = shift_NG.repeat_interleave(width, dim=1)
+        dx_NPC = torch.addcmul(shift_NC[:, None], x_NPC, slope_NC[:, None])
+        dx_NPC.addcmul_(dy_NPC, (rstd_NC * weight)[:, None])
+        dx_NHWC = dx_NPC.view(x_NCHW.permute(0, 2, 3, 1).shape)
+        return dx_NHWC.permute(0, 3, 1, 2), dweight, sum_dy_NC.sum(dim=0), None, None
 
 
 class GroupNorm(nn.GroupNorm):
