@@ -12,11 +12,13 @@ import safetensors.torch
 import torch
 
 from wsiseg.classes import ClassTable
+from wsiseg.config import digest
 from wsiseg.errors import CheckpointError
 from wsiseg.models import checkpoint as checkpoint_module
 from wsiseg.models.checkpoint import load_checkpoint, model_digest, save_checkpoint
 from wsiseg.models.segmenter import Segmenter
 from wsiseg.models.unet import UNet
+from wsiseg.outputs import write_json
 from wsiseg.runinfo import RunInfo
 from wsiseg.settings.model import UNetConfig
 
@@ -49,8 +51,11 @@ def save(folder, *, kind="pretrain", state=None, **options):
 
 
 def edit(folder, **changes):
+    """Change values as somebody would who also knows of the digest."""
     path = folder / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content = json.loads(path.read_text()) | changes
+    del content["digest"]
+    write_json(path, content | {"digest": digest(content)})
 
 
 def refused(folder, message="", *, kind="pretrain"):
@@ -191,17 +196,40 @@ def test_a_flipped_bit_anywhere_in_the_weights_is_found(tmp_path, whole):
         refused(put(tmp_path / "run", whole | {"weights.safetensors": bytes(damaged)}), "run")
 
 
-def test_a_flipped_bit_in_the_description_is_refused_or_another_model(tmp_path, whole):
+def test_a_flipped_bit_in_the_description_is_found(tmp_path, whole):
     data = whole["model.json"]
-    digest = model_digest(put(tmp_path / "run", whole))
+    put(tmp_path / "run", whole)
     for place in range(0, len(data), 7):
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
-        put(tmp_path / "run", {"model.json": bytes(damaged)})
-        try:
-            assert load_checkpoint(tmp_path / "run", kind="pretrain").digest != digest
-        except CheckpointError:
-            continue
+        refused(put(tmp_path / "run", {"model.json": bytes(damaged)}), "run")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("0.4991", "0.4981"),
+        lambda text: text.replace('"symmetric"', '"unit"'),
+        lambda text: text.replace("0.4991", "1e400"),
+        lambda text: text.replace('"test"', '"\\ud800"'),
+        lambda text: text.replace("0.4991", "[" * 900 + "]" * 900),
+        lambda text: text.replace("0.4991,", "0.4991, "),
+        lambda text: text.replace("{", '{"mpp": 1,', 1),
+    ],
+    ids=["mpp", "range", "infinite", "surrogate", "deep", "blank", "twice"],
+)
+def test_an_edited_description_is_refused_with_the_remedy(tmp_path, whole, change):
+    text = change(whole["model.json"].decode())
+    put(tmp_path / "run", whole | {"model.json": text.encode()})
+    refused(tmp_path / "run", r"model\.json is damaged \(its own checksum differs\); restore it")
+
+
+def test_a_description_without_a_digest_says_to_make_the_model_again(tmp_path):
+    path = save(tmp_path / "run") / "model.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    write_json(path, content)
+    refused(tmp_path / "run", "has no digest of itself.*; make the model again with the command")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 500, -1])

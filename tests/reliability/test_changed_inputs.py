@@ -7,6 +7,9 @@ import pytest
 from PIL import Image
 from reliability.bench import commands, snapshot
 
+from wsiseg.config import digest
+from wsiseg.outputs import write_json
+
 
 def other_picture(path):
     image = Image.open(path).convert("RGB")
@@ -28,7 +31,8 @@ def other_model(folder):
     whole = (folder / "run").resolve()
     (folder / "run").unlink()
     shutil.copytree(whole, folder / "run")
-    (folder / "run" / "model.json").write_text(json.dumps(model))
+    del model["digest"]
+    write_json(folder / "run" / "model.json", model | {"digest": digest(model)})
 
 
 def other_classes(folder):

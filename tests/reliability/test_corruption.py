@@ -1,6 +1,6 @@
 """Bits flipped, files cut and lost: found by `verify` and by every reader, never taken for data.
 
-R12 (stores) and R13 (resume points).
+R12 (stores, models) and R13 (resume points).
 """
 
 import dataclasses
@@ -14,7 +14,9 @@ import stores_on_disk as data
 import torch
 from reliability.bench import commands, snapshot
 
-from wsiseg.errors import StoreError
+from wsiseg.errors import CheckpointError, StoreError
+from wsiseg.models.checkpoint import model_digest
+from wsiseg.models.packaged import packaged_model
 from wsiseg.settings.export import ExportConfig
 from wsiseg.stages import export
 from wsiseg.store.tiles import TileStore
@@ -152,6 +154,24 @@ def test_a_damaged_resume_point_is_passed_over_with_a_warning(
         assert "step-00000006' is damaged and left out" in caplog.text
         shutil.rmtree(run)
         scorecard.add("corruptions detected", 1)
+    scorecard.add("silent corruptions", 0)
+
+
+def test_any_flipped_bit_of_a_models_description_is_found(tmp_path, scorecard, figure, seed):
+    rng = random.Random(seed)
+    run = tmp_path / "run"
+    shutil.copytree(packaged_model(), run)
+    description = run / "model.json"
+    whole = description.read_bytes()
+    for bit in rng.sample(range(8 * len(whole)), min(figure(pr=200, night=5000), 8 * len(whole))):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        description.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"checkpoint '.*run': (model\.json|format_)"):
+            model_digest(run)
+        scorecard.add("corruptions detected", 1)
+    description.write_bytes(whole)
+    model_digest(run)
     scorecard.add("silent corruptions", 0)
 
 

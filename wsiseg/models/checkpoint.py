@@ -3,7 +3,8 @@
 Nothing is ever unpickled. A checkpoint is judged in the order that costs least: the JSON, the
 header of the weights against the architecture, the file's size, its sha256; only then are tensors
 made. `model.json` is written last and holds the digest of the weights, so a folder without it is
-no checkpoint, and one with it is whole.
+no checkpoint, and one with it is whole. It also holds a digest of its own content: a flipped bit
+in a class name, in um/px or in the range of the input would otherwise be another model.
 """
 
 import dataclasses
@@ -19,12 +20,12 @@ import safetensors.torch
 import torch
 
 from wsiseg.classes import ClassTable
-from wsiseg.config import build, to_dict
+from wsiseg.config import build, digest, to_dict
 from wsiseg.errors import CheckpointError, ConfigError
 from wsiseg.models.segmenter import InputRange, Segmenter
 from wsiseg.models.unet import UNet, tensor_shapes
 from wsiseg.models.weights import check_tensors, read_weights
-from wsiseg.outputs import atomic_file, fsync_folder, write_json
+from wsiseg.outputs import atomic_file, fsync_folder, json_text, write_json
 from wsiseg.runinfo import RunInfo
 from wsiseg.settings.model import UNetConfig
 
@@ -36,6 +37,9 @@ FORMAT_VERSION = 1
 
 WEIGHTS_NAME = "weights.safetensors"
 META_NAME = "model.json"
+
+DIGEST_KEY = "digest"
+"""Of `model.json`: `config.digest` of all its other keys."""
 
 MAX_META_BYTES = 4_000_000
 """Ours have some 5 kB; a larger file is not one and is refused before parsing."""
@@ -158,7 +162,7 @@ def save_checkpoint(  # noqa: PLR0913 - all of it is needed to use a model with 
     fsync_folder(folder)
     with atomic_file(folder / WEIGHTS_NAME) as temporary:
         temporary.write_bytes(data)
-    write_json(folder / META_NAME, meta)
+    write_json(folder / META_NAME, {**meta, DIGEST_KEY: digest(meta)})
 
 
 @overload
@@ -174,14 +178,14 @@ def load_checkpoint(path: Path, *, kind: Kind) -> PretrainCheckpoint | Segmenter
         Not a checkpoint (a pickle is named as such and not opened), of the other kind, of a newer
         version, or damaged.
     """
-    meta, digest = _read_meta(path)
+    meta, identity = _read_meta(path)
     _check_kind(meta, kind, path)
     fields = _parse_meta(meta, path)
     shapes = tensor_shapes(fields["unet_config"], out_channels=fields["out_channels"])
     sha256 = str(_section(meta, "weights", f"checkpoint '{path}'").get("sha256"))
     state_dict = read_weights(path / WEIGHTS_NAME, sha256=sha256, shapes=shapes)
     cls = PretrainCheckpoint if kind == "pretrain" else SegmenterCheckpoint
-    return cls(**fields, kind=kind, digest=digest, state_dict=state_dict)
+    return cls(**fields, kind=kind, digest=identity, state_dict=state_dict)
 
 
 def model_digest(path: Path) -> str:
@@ -248,7 +252,29 @@ def _read_meta(path: Path) -> tuple[dict[str, Any], str]:
             f"({FORMAT_VERSION}); upgrade wsiseg"
         )
         raise CheckpointError(msg)
+    _check_digest(meta, text, path)
     return meta, hashlib.sha256(text).hexdigest()
+
+
+def _check_digest(meta: Mapping[str, Any], text: bytes, path: Path) -> None:
+    """Hold `model.json` against the digest in it, and its bytes against what would be written."""
+    if DIGEST_KEY not in meta:
+        msg = (
+            f"checkpoint '{path}': {META_NAME} has no digest of itself: damaged, or of a wsiseg "
+            "before its first release; make the model again with the command that made it"
+        )
+        raise CheckpointError(msg)
+    content = {key: value for key, value in meta.items() if key != DIGEST_KEY}
+    try:
+        is_whole = meta[DIGEST_KEY] == digest(content) and text == json_text(meta).encode()
+    except (ValueError, RecursionError):  # what we never write: 1e400, half a surrogate pair
+        is_whole = False
+    if not is_whole:
+        msg = (
+            f"checkpoint '{path}': {META_NAME} is damaged (its own checksum differs); restore it "
+            "from a copy, or make the model again"
+        )
+        raise CheckpointError(msg)
 
 
 def _why_not_a_folder(path: Path) -> str:
