@@ -112,7 +112,7 @@ def test_an_error_of_reading_reaches_the_caller():
             raise StoreError(msg)
         return step
 
-    seen = []
+    seen: list[int] = []
     with pytest.raises(StoreError, match="tile 17 is damaged"):
         seen.extend(value for _, value in read_ahead(read, range(5)))
     assert seen == [0, 1]
