@@ -63,7 +63,7 @@ def main() -> None:
             "seconds": time.monotonic() - began,
             "max_rss_bytes": usage.ru_maxrss * 1024,
         }
-        print(json.dumps(cost), flush=True)
+        sys.stdout.write(json.dumps(cost) + "\n")
 
 
 if __name__ == "__main__":
