@@ -8,18 +8,20 @@ cases; the same network, steps, cases and augmentations from random weights are 
 are judged on the test images, none of whose cases was seen.
 
 Every part that is finished is kept: run the same command again after an interruption. Results are
-in OUTPUT/table.md, curve.png and results.json.
+in OUTPUT/table.md, curve.png and results.json. To see what a time step or a budget does, give it
+an OUTPUT of its own (with a copy of tiles/ and pretrain/, where they stay as they were).
 """
 
 import argparse
 import csv
+import json
 import multiprocessing
 import os
 import random
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ import torch
 from label_efficiency_report import write_report
 
 from wsiseg.classes import ClassTable
+from wsiseg.config import to_dict
 from wsiseg.models.checkpoint import load_checkpoint
 from wsiseg.models.inputs import to_network
 from wsiseg.outputs import write_json
@@ -148,6 +151,22 @@ def read_index(data: Path) -> tuple[Image, ...]:
         msg = f"'{path}': case {shared[0]} is in the splits {', '.join(sorted(splits[shared[0]]))}"
         raise SystemExit(msg)
     return tuple(sorted(rows, key=lambda row: row.name))
+
+
+def check_same_study(study: Study) -> None:
+    """Keep the settings in OUTPUT/study.json, and refuse to add results of others to it."""
+    settings = {"schema_version": 1, "timestep": study.timestep, **to_dict(study.preset)}
+    path = study.output / "study.json"
+    if not path.exists():
+        study.output.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    other = [key for key, value in settings.items() if found.get(key) != value]
+    if other:
+        changes = "; ".join(f"{key}: {found.get(key)} -> {settings[key]}" for key in other)
+        msg = f"'{study.output}' holds a study of other settings ({changes}); choose another output"
+        raise SystemExit(msg)
 
 
 def chosen_cases(images: Sequence[Image], percent: int, seed: int) -> set[str]:
@@ -285,19 +304,27 @@ def main() -> None:
     parser.add_argument(
         "--timestep", type=int, default=0, help="time step fed downstream (default: 0)"
     )
+    parser.add_argument("--pretrain-steps", type=int, help="instead of the preset's")
+    parser.add_argument("--finetune-steps", type=int, help="instead of the preset's")
     cores = os.cpu_count() or 1
     parser.add_argument(
         "--jobs", type=int, default=cores, help=f"trainings at a time (default: {cores})"
     )
     given = parser.parse_args()
+    preset = PRESETS[given.preset]
     study = Study(
         data=given.data,
         output=given.output,
-        preset=PRESETS[given.preset],
+        preset=replace(
+            preset,
+            pretrain_steps=given.pretrain_steps or preset.pretrain_steps,
+            finetune_steps=given.finetune_steps or preset.finetune_steps,
+        ),
         images=read_index(given.data),
         threads=max(1, cores // given.jobs),
         timestep=given.timestep,
     )
+    check_same_study(study)
     runs = [
         Run(arm=arm, percent=percent, seed=seed)
         for seed in range(given.seeds)

@@ -124,6 +124,10 @@ def test_one_command_runs_the_study_and_a_second_one_changes_nothing(tmp_path):
         assert done.returncode == 0, done.stderr
         texts.append(table.read_text())
     assert texts[0] == texts[1]
+    other = [*map(str, command), "--finetune-steps", "5"]
+    done = subprocess.run(other, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 1
+    assert "holds a study of other settings (finetune_steps: 4 -> 5)" in done.stderr
     lines = texts[0].splitlines()
     assert sum("random weights" in line and "%" in line for line in lines[2:]) == 2
     assert sum("noise diffusion" in line for line in lines) == 2
