@@ -28,6 +28,7 @@ SECTIONS = {
 HEADER = """\
 # Every setting of wsiseg with its default: copy the lines that you change, leave out the rest.
 # A section is the command that reads it (`wsiseg tile --config FILE`); flags win over the file.
+# `wsiseg segment` also reads `export`.
 # Written by `python configs/write_default.py` from wsiseg/settings/.
 """
 

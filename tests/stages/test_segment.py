@@ -232,6 +232,41 @@ def test_a_named_geojson_has_its_mask_and_picture_beside_it(slide, model, tmp_pa
     assert names == ["x.geojson.gz", "x.mask.zarr", "x.png"]
 
 
+EXTRAS = ("s1.classes.csv", "s1.db", "s1.objects.csv", "s1.ome.tiff")
+
+
+def test_one_command_writes_what_export_would_write_from_its_mask(slide, model, tmp_path):
+    """With the settings of both stages, from flags and from their sections of a file."""
+    (tmp_path / "c.yaml").write_text("{segment: {window: 32}, export: {min_hole_um2: 3}}")
+    extras = ("--csv", "--ome-tiff", "--annotation-store")
+    options = ("--config", tmp_path / "c.yaml", "--simplify-um", 0.7, "--unlocked")
+    once = tmp_path / "once"
+    arguments = ("segment", slide, "--model", model, "-o", once)
+    assert invoke(*arguments, *options, *extras).exit_code == 0
+    assert {p.name for p in once.iterdir()} == {*EXTRAS, "s1.geojson", "s1.mask.zarr", "s1.png"}
+    assert SlideMask.open(once / "s1.mask.zarr").run["config"]["window"] == 32
+
+    twice = tmp_path / "twice"
+    invoke("export", once / "s1.mask.zarr", "-o", twice, *options, *extras)
+    for name in {*EXTRAS, "s1.geojson"} - {"s1.db"}:  # SQLite leaves what it likes between rows
+        assert (once / name).read_bytes() == (twice / name).read_bytes(), name
+    used = json.loads((once / "s1.geojson").read_text())["wsiseg"]["run"]["config"]
+    assert (used["min_hole_um2"], used["simplify_um"], used["locked"]) == (3, 0.7, False)
+
+
+def test_a_finished_slide_gets_an_output_that_is_missing_without_the_network(
+    slide, model, tmp_path
+):
+    arguments = ("segment", slide, "--model", model, "-o", tmp_path)
+    invoke(*arguments)
+    geojson = (tmp_path / "s1.geojson").read_bytes()
+    result = invoke(*arguments, "--csv", "--ome-tiff", "--annotation-store", "--json")
+    (row,) = json.loads(result.stdout)["results"]
+    assert row["note"] == "already done"
+    assert all((tmp_path / name).stat().st_size for name in EXTRAS)
+    assert (tmp_path / "s1.geojson").read_bytes() == geojson
+
+
 def test_without_a_model_the_packaged_one_is_used(slide, model, tmp_path, monkeypatch):
     monkeypatch.setattr(packaged, "packaged_model", lambda: model)
     result = invoke("segment", slide, "-o", tmp_path)

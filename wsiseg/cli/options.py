@@ -24,15 +24,23 @@ SECTIONS = ("tile", "pretrain", "finetune", "segment", "export", "evaluate")
 _SEPARATOR = "__"
 
 
-def config_options(config: type[Any], section: str) -> Callable[[Command], Command]:
+def config_options(
+    config: type[Any], section: str, **further: type[Any]
+) -> Callable[[Command], Command]:
     """Add an option for each flagged field of `config`, `--config` and `--set`.
 
-    The command receives the finished config as its argument `config`.
+    The command receives the finished config as its argument `config`. `further` are sections of
+    stages that the command goes on with: their flags are options too, and each finished config is
+    the argument of its section's name.
     """
+    classes = {section: config, **further}
+    fields = [
+        (name, field)
+        for key, owner in classes.items()
+        for name, field in _flagged_fields(owner, (key,))
+    ]
 
     def decorate(command: Command) -> Command:
-        names = [name for name, _ in _flagged_fields(config, ())]
-
         @functools.wraps(command)
         def wrapper(
             *args: Any,  # noqa: ANN401 - click passes any value
@@ -41,16 +49,18 @@ def config_options(config: type[Any], section: str) -> Callable[[Command], Comma
             **kwargs: Any,  # noqa: ANN401 - click passes any value
         ) -> object:
             flags: dict[str, Any] = {}
-            for name in names:
+            for name, _ in fields:
                 value = kwargs.pop(name)
                 if value is not None:
                     flags = merge(flags, _nest(name.split(_SEPARATOR), value))
             base = kwargs.pop("preset", None)
-            values = file_section(config_file, section)
+            values = {key: file_section(config_file, key) for key in classes}
             if base is not None:
-                values = merge(values, {"model": base})
-            values = merge(merge(values, parse_assignments(assignments)), flags)
-            return command(*args, config=build(config, values, where=section), **kwargs)
+                values[section] = merge(values[section], {"model": base})
+            values[section] = merge(values[section], parse_assignments(assignments))
+            values = merge(values, flags)
+            finished = {key: build(owner, values[key], where=key) for key, owner in classes.items()}
+            return command(*args, config=finished.pop(section), **finished, **kwargs)
 
         decorated: Command = click.option(
             "--set",
@@ -59,14 +69,16 @@ def config_options(config: type[Any], section: str) -> Callable[[Command], Comma
             metavar="KEY=VALUE",
             help="Any other setting of this stage, such as --set optim.grad_clip=0.5.",
         )(wrapper)
+        named = " and ".join(f"'{key}'" for key in classes)
+        used = f"section {named} is" if len(classes) == 1 else f"sections {named} are"
         decorated = click.option(
             "--config",
             "config_file",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help=f"YAML file; its section '{section}' is used (see configs/default.yaml).",
+            help=f"YAML file; its {used} used (see configs/default.yaml).",
         )(decorated)
-        for name, field in reversed(list(_flagged_fields(config, ()))):
+        for name, field in reversed(fields):
             decorated = _option(name, field, typing.get_type_hints(field.owner))(decorated)
         return decorated
 

@@ -19,6 +19,30 @@ def is_geojson(path: Path) -> bool:
     return path.name.endswith(GEOJSON_SUFFIXES)
 
 
+def extra_outputs_options(command: Command) -> Command:
+    """Add --csv, --ome-tiff and --annotation-store, given to the command as `extra`."""
+
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any,  # noqa: ANN401 - click passes any value
+        csv: bool,
+        ome_tiff: bool,
+        annotation_store: bool,
+        **kwargs: Any,  # noqa: ANN401 - click passes any value
+    ) -> object:
+        extra = ExtraOutputs(csv=csv, ome_tiff=ome_tiff, annotation_store=annotation_store)
+        return command(*args, extra=extra, **kwargs)
+
+    decorated: Command = wrapper
+    for name, text in (
+        ("--annotation-store", "Also X.db: tiatoolbox's SQLite annotation store."),
+        ("--ome-tiff", "Also X.ome.tiff: the mask as a pyramid."),
+        ("--csv", "Also X.objects.csv and X.classes.csv: a row per object, and per class."),
+    ):
+        decorated = click.option(name, is_flag=True, help=text)(decorated)
+    return decorated
+
+
 @click.command("segment")
 @click.argument("slides", nargs=-1, required=True)
 @click.option(
@@ -35,15 +59,18 @@ def is_geojson(path: Path) -> bool:
     help="Folder for <slide_id>.geojson, .mask.zarr and .png, or X.geojson[.gz] for one "
     "slide. [default: the current folder]",
 )
-@config_options(SegmentConfig, "segment")
+@extra_outputs_options
+@config_options(SegmentConfig, "segment", export=ExportConfig)
 @overwrite_option
 @many_slides_options
-def segment_command(
+def segment_command(  # noqa: PLR0913 - click passes each option by its name
     *,
     slides: tuple[str, ...],
     model: Path | None,
     output: Path,
+    extra: ExtraOutputs,
     config: SegmentConfig,
+    export: ExportConfig,
     overwrite: bool,
     workers: int,
     scheduler: str | None,
@@ -51,7 +78,8 @@ def segment_command(
 ) -> int:
     """Segment SLIDES with a model and write GeoJSON that QuPath opens, a mask and an overlay.
 
-    SLIDES are paths, globs, folders or a cohort CSV.
+    SLIDES are paths, globs, folders or a cohort CSV. What is finished is kept; the GeoJSON and what
+    else is asked for beside it are made from the mask.
     """
     from wsiseg.slides.probe import start_probing
 
@@ -71,7 +99,8 @@ def segment_command(
         SegmentJob(
             entry=entry,
             config=config,
-            export=ExportConfig(),
+            export=export,
+            extra=extra,
             model=model,
             overwrite=overwrite,
             geojson=output if is_geojson(output) else output / f"{entry.slide_id}.geojson",
@@ -122,30 +151,6 @@ def run_export(job: ExportJob, *, progress: Progress | None = None) -> object:
         overwrite=job.overwrite,
         progress=progress,
     )
-
-
-def extra_outputs_options(command: Command) -> Command:
-    """Add --csv, --ome-tiff and --annotation-store, given to the command as `extra`."""
-
-    @functools.wraps(command)
-    def wrapper(
-        *args: Any,  # noqa: ANN401 - click passes any value
-        csv: bool,
-        ome_tiff: bool,
-        annotation_store: bool,
-        **kwargs: Any,  # noqa: ANN401 - click passes any value
-    ) -> object:
-        extra = ExtraOutputs(csv=csv, ome_tiff=ome_tiff, annotation_store=annotation_store)
-        return command(*args, extra=extra, **kwargs)
-
-    decorated: Command = wrapper
-    for name, text in (
-        ("--annotation-store", "Also X.db: tiatoolbox's SQLite annotation store."),
-        ("--ome-tiff", "Also X.ome.tiff: the mask as a pyramid."),
-        ("--csv", "Also X.objects.csv and X.classes.csv: a row per object, and per class."),
-    ):
-        decorated = click.option(name, is_flag=True, help=text)(decorated)
-    return decorated
 
 
 @click.command("export")

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from wsiseg.progress import Progress
-from wsiseg.settings.export import ExportConfig
+from wsiseg.settings.export import ExportConfig, ExtraOutputs, geojson_stem
 from wsiseg.settings.segment import SegmentConfig
 from wsiseg.slides.cohort import CohortEntry
 from wsiseg.stages import export, segment
@@ -18,24 +18,20 @@ class SegmentJob:
     entry: CohortEntry
     config: SegmentConfig
     export: ExportConfig
+    extra: ExtraOutputs
     model: Path
     geojson: Path
     overwrite: bool = False
 
     @property
-    def stem(self) -> str:
-        """The GeoJSON's name without its suffixes."""
-        return self.geojson.name.removesuffix(".gz").removesuffix(".geojson")
-
-    @property
     def mask(self) -> Path:
         """The slide mask beside the GeoJSON."""
-        return self.geojson.with_name(f"{self.stem}.mask.zarr")
+        return self.geojson.with_name(f"{geojson_stem(self.geojson)}.mask.zarr")
 
     @property
     def overlay(self) -> Path:
         """The overlay picture beside the GeoJSON."""
-        return self.geojson.with_name(f"{self.stem}.png")
+        return self.geojson.with_name(f"{geojson_stem(self.geojson)}.png")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +63,12 @@ def run(job: SegmentJob, *, progress: Progress | None = None) -> SlideResult:
         progress=progress,
     )
     exported = export.run(
-        job.export, mask=job.mask, output=job.geojson, overwrite=True, progress=progress
+        job.export,
+        mask=job.mask,
+        output=job.geojson,
+        extra=job.extra,
+        overwrite=True,
+        progress=progress,
     )
     return SlideResult(
         slide_id=job.entry.slide_id,

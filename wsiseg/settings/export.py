@@ -1,11 +1,17 @@
 """Settings of `wsiseg export`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from wsiseg.config import setting
 
 GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
 """What the name of an output ends in; the second is packed with gzip."""
+
+
+def geojson_stem(path: Path) -> str:
+    """Return a file's name without the suffixes of GeoJSON."""
+    return path.name.removesuffix(".gz").removesuffix(".geojson")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from wsiseg.geometry import Box
 from wsiseg.outputs import output_lock
 from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
-from wsiseg.settings.export import GEOJSON_SUFFIXES, ExportConfig, ExtraOutputs
+from wsiseg.settings.export import ExportConfig, ExtraOutputs, geojson_stem
 from wsiseg.store.masks import SlideMask
 from wsiseg.store.ome_tiff import write_ome_tiff
 from wsiseg.vector.annotation_store import annotation_store
@@ -103,7 +103,7 @@ def _export(
     )
     if output.exists() and not overwrite:
         _check_ours(output, info)
-    stem = output.with_name(_stem(output))
+    stem = output.with_name(geojson_stem(output))
     with ExitStack() as stack:
         sinks: list[ObjectSink] = []
         if extra.csv:
@@ -159,12 +159,6 @@ def _traced(store: SlideMask, progress: Progress, *, with_junctions: bool) -> It
         block_rows=store.chunk_px,
         with_junctions=with_junctions,
     )
-
-
-def _stem(output: Path) -> str:
-    """Return a file's name without the suffixes of GeoJSON."""
-    found = next((s for s in reversed(GEOJSON_SUFFIXES) if output.name.endswith(s)), "")
-    return output.name.removesuffix(found)
 
 
 def _provenance(store: SlideMask, info: RunInfo) -> dict[str, Any]:
