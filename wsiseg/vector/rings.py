@@ -1,4 +1,7 @@
-"""The compiled end of tracing: take closed rings out of the tables of `wsiseg.vector.sweep`."""
+"""The compiled end of tracing: take closed rings out of the tables of `wsiseg.vector.sweep`.
+
+Counters begin as np.int64(0), as there.
+"""
 
 import numba
 import numpy as np
@@ -60,41 +63,58 @@ def take_closed(
             is_taken[n] = True
             num_closed -= 1
             n = nodes[n, NEXT]
-    is_pending = is_taken.copy()
 
     vertices = np.empty((num_closed, 2), np.int32)
     rings = np.empty((num_closed // 4, 4), np.int64)  # no ring has fewer than four vertices
-    num_vertices, num_rings = 0, 0
+    num_vertices, num_rings = np.int64(0), np.int64(0)
+    vertex_of = np.full(num_nodes, -1, np.int32)
+    earlier = np.full(num_closed, -1, np.int32)
+    ends = np.empty(num_closed // 4, np.int64)
     for first in range(num_nodes):
         nodes[first, OWNER] = root_of[nodes[first, OWNER]]
         if is_taken[first]:
             continue
         begin = num_vertices
-        meetings = 0
+        num_passed_twice = 0
         n = first
         while not is_taken[n]:
             is_taken[n] = True
             vertices[num_vertices, 0], vertices[num_vertices, 1] = nodes[n, X], nodes[n, Y]
-            meetings += nodes[n, FLAG] & MEETS
+            vertex_of[n] = num_vertices
+            if nodes[n, FLAG] & MEETS:
+                visit = _earlier_visit(nodes, n, num_nodes, vertex_of, begin)
+                earlier[num_vertices] = visit
+                num_passed_twice += visit >= 0
             num_vertices += 1
             n = nodes[n, NEXT]
-        if meetings < 2:
-            rings[num_rings, 0] = nodes[first, OWNER]
-            rings[num_rings, 1], rings[num_rings, 2] = begin, num_vertices
-            rings[num_rings, 3] = doubled_area(vertices, begin, num_vertices)
-            num_rings += 1
-            continue
-        ends = _cut_at_meetings(vertices[begin:num_vertices])
+        if num_passed_twice == 0:
+            ends[0], num_ends = num_vertices, 1
+        else:
+            num_ends = _cut_at_meetings(vertices, earlier, begin, num_vertices, ends)
         start = begin
-        for end in ends:
+        for k in range(num_ends):
             rings[num_rings, 0] = nodes[first, OWNER]
-            rings[num_rings, 1], rings[num_rings, 2] = start, begin + end
-            rings[num_rings, 3] = doubled_area(vertices, start, begin + end)
+            rings[num_rings, 1], rings[num_rings, 2] = start, ends[k]
+            rings[num_rings, 3] = doubled_area(vertices, start, ends[k])
             num_rings += 1
-            start = begin + end
+            start = ends[k]
     for n in range(num_nodes):
-        nodes[n, FLAG] = (nodes[n, FLAG] & MEETS) | (2 if is_pending[n] else 0)
+        nodes[n, FLAG] = (nodes[n, FLAG] & MEETS) | (2 if vertex_of[n] < 0 else 0)
     return vertices, rings[:num_rings], root_of, is_open
+
+
+@numba.njit(cache=True)
+def _earlier_visit(nodes: Int32, n: int, num_nodes: int, vertex_of: Int32, begin: int) -> int:
+    """Return the vertex from `begin` on that lies at the place of node `n`, or -1.
+
+    The nodes of a lattice point stand together in the table. There are at most four, and no ring
+    has three of them.
+    """
+    for m in range(max(0, n - 3), min(num_nodes, n + 4)):
+        is_here = nodes[m, X] == nodes[n, X] and nodes[m, Y] == nodes[n, Y]
+        if m != n and is_here and vertex_of[m] >= begin:
+            return int(vertex_of[m])
+    return -1
 
 
 @numba.njit(cache=True)
@@ -110,56 +130,62 @@ def doubled_area(vertices: Int32, start: int, end: int) -> int:
 
 
 @numba.njit(cache=True)
-def _cut_at_meetings(ring: Int32) -> Int64:
-    """Cut a ring that passes points twice into simple ones, in place; return where each ends.
+def _cut_at_meetings(vertices: Int32, earlier: Int32, begin: int, end: int, ends: Int64) -> int:
+    """Cut the ring [begin, end) that passes points twice into simple ones, in place.
 
-    Each of the results begins with its uppermost leftmost vertex.
+    `earlier` : int32, the earlier visit of each vertex's place, or -1. `ends` takes where each of
+    the results ends; each begins with its uppermost leftmost vertex. Returns how many there are.
     """
-    size = len(ring)
-    keys = np.empty(size, np.int64)
-    for n in range(size):
-        keys[n] = (np.int64(ring[n, 1]) << 32) | np.int64(ring[n, 0])
-    order = np.argsort(keys, kind="mergesort")
-    twin = np.full(size, -1, np.int64)  # the earlier visit of the same point
-    for k in range(1, size):
-        if keys[order[k]] == keys[order[k - 1]]:
-            twin[order[k]] = order[k - 1]
+    size = end - begin
     path = np.empty(size, np.int64)
     place = np.full(size, -1, np.int64)
-    cut = np.empty_like(ring)
-    ends = np.empty(size // 4, np.int64)
-    length, written, num_ends = 0, 0, 0
+    cut = np.empty((size, 2), np.int32)
+    length, written, num_ends = np.int64(0), np.int64(0), 0
     for n in range(size):
-        earlier = twin[n]
-        if earlier >= 0 and place[earlier] >= 0:
-            start = place[earlier]
-            written = _write_loop(ring, keys, path, start, length, cut, written)
+        before = earlier[begin + n] - begin
+        if before >= 0 and place[before] >= 0:
+            start = place[before]
+            written = _write_loop(vertices, begin, path, start, length, cut, written)
             for k in range(start, length):
                 place[path[k]] = -1
             length = start
-            ends[num_ends] = written
+            ends[num_ends] = begin + written
             num_ends += 1
         path[length] = n
         place[n] = length
         length += 1
-    ends[num_ends] = _write_loop(ring, keys, path, 0, length, cut, written)
-    ring[:] = cut
-    return ends[: num_ends + 1]
+    _write_loop(vertices, begin, path, np.int64(0), length, cut, written)
+    ends[num_ends] = end
+    for n in range(size):
+        vertices[begin + n, 0], vertices[begin + n, 1] = cut[n, 0], cut[n, 1]
+    return num_ends + 1
 
 
 @numba.njit(cache=True)
 def _write_loop(
-    ring: Int32, keys: Int64, path: Int64, start: int, end: int, out: Int32, written: int
+    vertices: Int32, begin: int, path: Int64, start: int, end: int, out: Int32, written: int
 ) -> int:
     """Copy a part of a path to `out`, from its uppermost leftmost vertex on."""
-    size = end - start
     first = start
-    for k in range(start, end):
-        if keys[path[k]] < keys[path[first]]:
-            first = k
-    for k in range(size):
-        out[written + k] = ring[path[start + (first - start + k) % size]]
-    return int(written + size)
+    x, y = vertices[begin + path[start], 0], vertices[begin + path[start], 1]
+    for k in range(start + 1, end):
+        x_k, y_k = vertices[begin + path[k], 0], vertices[begin + path[k], 1]
+        if y_k < y or (y_k == y and x_k < x):
+            first, x, y = k, x_k, y_k
+    k = first
+    for _ in range(end - start):
+        out[written, 0] = vertices[begin + path[k], 0]
+        out[written, 1] = vertices[begin + path[k], 1]
+        written += 1
+        k = k + 1 if k + 1 < end else start
+    return written
+
+
+@numba.njit(cache=True)
+def _move_row(table: Int32 | Int64, source: int, target: int) -> None:
+    """Copy a row within a table; assigning it whole takes numba a second to compile."""
+    for column in range(table.shape[1]):
+        table[target, column] = table[source, column]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -178,21 +204,21 @@ def compact(
     Returns int32 (regions,), the new number of each region, of use only for open roots.
     """
     new_region = np.full(counts[REGIONS], -1, np.int32)
-    kept = 0
+    kept = np.int64(0)
     for r in range(counts[REGIONS]):
         if is_open[r] and root_of[r] == r:
             new_region[r] = kept
-            regions[kept] = regions[r]
+            _move_row(regions, r, kept)
             regions[kept, 0] = kept
             kept += 1
     counts[REGIONS] = kept
 
     new_node = np.full(counts[NODES] + 1, -1, np.int32)  # the last entry stands for "none yet" (-1)
-    kept = 0
+    kept = np.int64(0)
     for n in range(counts[NODES]):
         if nodes[n, FLAG] & 2:
             new_node[n] = kept
-            nodes[kept] = nodes[n]
+            _move_row(nodes, n, kept)
             nodes[kept, FLAG] &= MEETS
             nodes[kept, OWNER] = new_region[nodes[n, OWNER]]
             kept += 1

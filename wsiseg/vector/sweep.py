@@ -1,6 +1,7 @@
 """The compiled sweep over rows: find runs, join regions, link the corners of their outlines.
 
-Tables are plain arrays, since numba compiles no objects.
+Tables are plain arrays, since numba compiles no objects. Numbers that are passed on are np.int64
+from the start: numba takes a literal 0 for a type of its own, and compiles all it reaches again.
 
 - A run is a stretch of one label in a row, a row of (start, label, region); its end is the next
   one's start. Columns are counted from a pixel of background before the first, so that lattice
@@ -95,7 +96,9 @@ def sweep_rows(
         _link_line(
             y, with_junctions, above, counts[RUNS], below, num_runs, falling, rising, counts, nodes
         )
-        above[:num_runs] = below[:num_runs]
+        for k in range(num_runs):  # assigning slices takes numba seconds to compile
+            for column in range(3):
+                above[k, column] = below[k, column]
         counts[RUNS] = num_runs
     return int(labels.shape[0])
 
@@ -144,14 +147,14 @@ def _join_runs(
         first, end = below[k, START], below[k + 1, START]
         while i + 1 < num_above and above[i + 1, START] <= first:
             i += 1
-        region = -1
+        region = np.int64(-1)
         j = i
         while j < num_above and above[j, START] < end:
             if above[j, LABEL] == label:
                 if region < 0:
-                    region = find_root(regions, above[j, REGION])
+                    region = find_root(regions, np.int64(above[j, REGION]))
                 else:
-                    region = _join(regions, region, above[j, REGION])
+                    region = _join(regions, region, np.int64(above[j, REGION]))
             j += 1
         if region < 0:
             region = counts[REGIONS]
@@ -171,7 +174,7 @@ def _add_probability(row: UInt8, runs: Int32, num_runs: int, regions: Int64) -> 
         total = np.int64(0)
         for x in range(runs[k, START] - 1, runs[k + 1, START] - 1):
             total += row[x]
-        regions[find_root(regions, runs[k, REGION]), TOTAL] += total
+        regions[find_root(regions, np.int64(runs[k, REGION])), TOTAL] += total
 
 
 @numba.njit(cache=True)
@@ -204,6 +207,7 @@ def _link_line(
     linked before what departs is stored. `falling[x]` is the upper node of an open right edge,
     which runs down, `rising[x]` that of a left edge, which runs up.
     """
+    plain = np.int64(0)
     top, bottom = -1, -1
     i, j = 0, 0
     while i + 1 < num_above or j + 1 < num_below:
@@ -228,15 +232,15 @@ def _link_line(
             nodes[top, NEXT] = n
             falling[x] = n
         if b != 0 and b == c and c == d and a != b:
-            n = _add_node(nodes, counts, x, y, region_c, 0)
+            n = _add_node(nodes, counts, x, y, region_c, plain)
             nodes[top, NEXT] = n
             nodes[n, NEXT] = rising[x]
         if a != 0 and a == c and c == d and b != a:
-            n = _add_node(nodes, counts, x, y, region_a, 0)
+            n = _add_node(nodes, counts, x, y, region_a, plain)
             nodes[falling[x], NEXT] = n
             top = n
         if a != 0 and a == b and b == d and c != a:
-            n = _add_node(nodes, counts, x, y, region_a, 0)
+            n = _add_node(nodes, counts, x, y, region_a, plain)
             nodes[n, NEXT] = bottom
             rising[x] = n
         if b != 0 and b != a and b != d:
@@ -248,24 +252,24 @@ def _link_line(
             top = n
             rising[x] = n
         if a != 0 and a == b and b == c and d != a:
-            n = _add_node(nodes, counts, x, y, region_a, 0)
+            n = _add_node(nodes, counts, x, y, region_a, plain)
             bottom = n
             falling[x] = n
         if not with_junctions:
             continue
         if a != 0 and a == b and c != d and c != a and d != a:
-            n = _add_node(nodes, counts, x, y, region_a, 0)
+            n = _add_node(nodes, counts, x, y, region_a, plain)
             nodes[n, NEXT] = bottom
             bottom = n
         elif c != 0 and c == d and a != b and a != c and b != c:
-            n = _add_node(nodes, counts, x, y, region_c, 0)
+            n = _add_node(nodes, counts, x, y, region_c, plain)
             nodes[top, NEXT] = n
             top = n
         elif a != 0 and a == c and b != d and b != a and d != a:
-            n = _add_node(nodes, counts, x, y, region_a, 0)
+            n = _add_node(nodes, counts, x, y, region_a, plain)
             nodes[falling[x], NEXT] = n
             falling[x] = n
         elif b != 0 and b == d and a != c and a != b and c != b:
-            n = _add_node(nodes, counts, x, y, region_b, 0)
+            n = _add_node(nodes, counts, x, y, region_b, plain)
             nodes[n, NEXT] = rising[x]
             rising[x] = n
