@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from reliability import vendor_slides
 
 ODD_NUMBERS = (0, 1, 2, 3, 7, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
 """What breaks arithmetic: nothing, one, and the ends of each type."""
@@ -73,13 +74,34 @@ class Seed:
         return cls(name, path.suffix, path.read_bytes(), tuple(entries), tuple(tiles))
 
 
+SHARES = {
+    "generic.tif": 0.25,
+    "big.tif": 0.1,
+    "aperio-j2k.svs": 0.2,
+    "real.svs": 0.1,
+    "a.ndpi": 0.15,
+    "ventana.bif": 0.1,
+    "dicom.svs": 0.1,
+}
+"""How many of the damaged slides are made of which whole one."""
+
+
 def make_seeds(folder: Path, real_slide: Path):
-    """Return the slides that are damaged: generic (classic and Big TIFF), JPEG 2000, a real one."""
+    """Return the slides that are damaged, in the order of `SHARES`."""
     write_pyramid(folder / "generic.tif")
     write_pyramid(folder / "big.tif", bigtiff=True)
     write_jpeg2000(folder / "aperio-j2k.svs")
-    names = ("generic.tif", "big.tif", "aperio-j2k.svs")
-    return [*(Seed.of(n, folder / n) for n in names), Seed.of("real.svs", real_slide)]
+    full = tissue_image(vendor_slides.WIDTH, vendor_slides.HEIGHT)
+    vendor_slides.write_ndpi(folder / "a.ndpi", full)
+    vendor_slides.write_bif(folder / "ventana.bif", full)
+    # OpenSlide goes by content; a name in .dcm has tiatoolbox try what it refuses, 20 s each.
+    dicom = folder / "dicom.svs"
+    pixels_at, frames = vendor_slides.write_dicom(dicom, full)
+    header = tuple((at, 8) for at in range(128, pixels_at, 8))
+    seeds = [Seed.of(n, folder / n) for n in SHARES if n not in ("real.svs", dicom.name)]
+    seeds.append(Seed.of("real.svs", real_slide))
+    seeds.append(Seed(dicom.name, ".svs", dicom.read_bytes(), header, tuple(frames)))
+    return sorted(seeds, key=lambda seed: [*SHARES].index(seed.name))
 
 
 def mutate(seed, rng):
@@ -97,6 +119,11 @@ def mutate(seed, rng):
     return bytes(data[: len(seed.data)]), f"{way}: {' '.join(done)}"
 
 
+def with_own_series(data, number):
+    """Return a slide that shares its DICOM series with none beside it, whole or damaged."""
+    return data.replace(vendor_slides.SERIES, vendor_slides.SERIES[:-4] + b"%04d" % number)
+
+
 def _patch(seed, way, size, rng):
     """Return (offset, new bytes) of one change."""
     if way == "anywhere":
@@ -108,7 +135,10 @@ def _patch(seed, way, size, rng):
         return int(offset + within), rng.bytes(1)
     offset, count = seed.entries[rng.integers(len(seed.entries))]
     if way == "entry":
-        return int(offset + rng.integers(count)), rng.bytes(1)
+        place = int(offset + rng.integers(count))
+        # Numbers in XML and in DICOM's text: another byte is mostly no number any more.
+        is_digit = seed.data[place : place + 1].isdigit() and rng.random() < 0.5
+        return place, b"%d" % rng.integers(10) if is_digit else rng.bytes(1)
     number = ODD_NUMBERS[rng.integers(len(ODD_NUMBERS))]
     place = offset + 4 * int(rng.integers(max(1, count // 4)))
     is_long = rng.random() < 0.7

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reliability.mutants import make_seeds, mutate, write_pyramid
+from reliability.mutants import SHARES, make_seeds, mutate, with_own_series, write_pyramid
 from reliability.zygote import Zygote
 
 from wsiseg.store.tiles import TileStore
@@ -38,11 +38,21 @@ def write_batch(folder, seeds, rng):
         if i == good:
             write_pyramid(folder / f"{i:02d}.tif")
             continue
-        seed = seeds[rng.choice(len(seeds), p=(0.4, 0.15, 0.3, 0.15))]
+        seed = seeds[rng.choice(len(seeds), p=[*SHARES.values()])]
         data, how = mutate(seed, rng)
-        (folder / f"{i:02d}{seed.suffix}").write_bytes(data)
+        (folder / f"{i:02d}{seed.suffix}").write_bytes(with_own_series(data, i))
         done[f"{i:02d}"] = f"{seed.name} {how}"
     return f"{good:02d}", done
+
+
+def test_the_slides_that_are_damaged_are_whole_and_of_their_formats(tmp_path, zygote, seeds):
+    for i, seed in enumerate(seeds):
+        (tmp_path / f"{i}{seed.suffix}").write_bytes(with_own_series(seed.data, i))
+    done = zygote.run("info", *sorted(tmp_path.iterdir()), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    readers = [slide["reader"] for slide in json.loads(done.stdout)["slides"]]
+    vendors = "generic-tiff", "generic-tiff", "aperio", "aperio", "hamamatsu", "ventana", "dicom"
+    assert readers == [f"openslide:{vendor}" for vendor in vendors]
 
 
 @pytest.mark.slow
