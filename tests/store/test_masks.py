@@ -129,6 +129,27 @@ def test_skipped_chunks_are_done_and_not_stored(tmp_path):
     assert (SlideMask.open(tmp_path / "m.zarr").read(Box(0, 0, 200, 130)) == 255).all()
 
 
+def test_many_skipped_chunks_are_synced_once(tmp_path, monkeypatch):
+    with data.begin_mask(tmp_path / "m.zarr") as writer:
+        synced: list[int] = []
+        monkeypatch.setattr("os.fsync", synced.append)
+        writer.skip_chunks(writer.pending_chunks())
+        assert (len(synced), writer.pending_chunks()) == (1, [])
+
+
+def test_of_skipped_chunks_those_count_whose_line_is_whole(tmp_path):
+    """A kill in the middle of the write that holds them all."""
+    with data.begin_mask(tmp_path / "m.zarr") as writer:
+        chunks = writer.pending_chunks()
+        writer.skip_chunks(chunks)
+    journal = tmp_path / "m.zarr.partial" / "ledger.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(chunks)
+    journal.write_bytes(b"".join(lines[:7]) + lines[7][:20])
+    with data.begin_mask(tmp_path / "m.zarr") as writer:
+        assert writer.pending_chunks() == chunks[7:]
+
+
 def test_an_interrupted_mask_goes_on_with_its_chunks(tmp_path):
     path = tmp_path / "m.zarr"
     labels, probability = data.mask_data()

@@ -12,7 +12,7 @@ zarr-python before 3.2 fills a missing chunk with zeros and says nothing, hence 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,22 +86,31 @@ class Journal:
         """Whether `unit` was committed."""
         return self.is_sealed or unit in self._units
 
-    def commit(self, unit: str, files: Iterable[Path]) -> None:
-        """Record that `unit` consists of `files`, which are complete; returns once it is durable.
+    def commit(self, units: Mapping[str, Iterable[Path]]) -> None:
+        """Record that units consist of files, which are complete; returns once that is durable.
 
-        A file that does not exist (a chunk of nothing but fill value) is left out.
+        All of them with one sync. Who is killed before it may find some of them recorded and others
+        not, each as if committed alone. A file that does not exist (a chunk of nothing but fill
+        value) is left out.
         """
-        records = {
-            p.relative_to(self._folder).as_posix(): FileRecord.of(p) for p in files if p.exists()
-        }
-        text = {name: [r.size_bytes, r.sha256] for name, r in records.items()}
-        line = {"unit": unit, "files": text, "check": _check(unit, text)}
+        lines: list[bytes] = []
+        recorded: dict[str, FileRecord] = {}
+        for unit, files in units.items():
+            records = {
+                p.relative_to(self._folder).as_posix(): FileRecord.of(p)
+                for p in files
+                if p.exists()
+            }
+            text = {name: [r.size_bytes, r.sha256] for name, r in records.items()}
+            line = {"unit": unit, "files": text, "check": _check(unit, text)}
+            lines.append(json.dumps(line).encode() + b"\n")
+            recorded |= records
         with (self._folder / JOURNAL).open("ab") as journal:
-            journal.write(json.dumps(line).encode() + b"\n")
+            journal.write(b"".join(lines))
             journal.flush()
             os.fsync(journal.fileno())
-        self._files |= records
-        self._units.add(unit)
+        self._files |= recorded
+        self._units |= units.keys()
 
     def finalise(self) -> None:
         """Write `ledger.json` over every file of the folder and drop the journal."""

@@ -166,12 +166,11 @@ class MaskWriter:
                 raise ValueError(msg)
             array[box.y : box.bottom, box.x : box.right] = values
             files.append(self._partial / array.path / "c" / str(row) / str(column))
-        self._journal.commit(f"{row}/{column}", files)
+        self._journal.commit({f"{row}/{column}": files})
 
     def skip_chunks(self, chunks: Iterable[tuple[int, int]]) -> None:
         """Commit chunks (row, column) in which nothing was predicted; they are not stored."""
-        for row, column in chunks:
-            self._journal.commit(f"{row}/{column}", [])
+        self._journal.commit({f"{row}/{column}": [] for row, column in chunks})
 
     def read(self, box: Box) -> UInt8:
         """Return labels written so far: uint8 (box.height, box.width), box inside the raster."""

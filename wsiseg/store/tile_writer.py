@@ -185,7 +185,7 @@ class TileWriter:
         part = slice(tiles.start, tiles.stop)
         layout.array(self._group, "labelled_px")[part] = labelled
         files.append(self._partial / "labelled_px" / "c" / str(shard))
-        self._journal.commit(_unit(shard), files)
+        self._journal.commit({_unit(shard): files})
 
     def finish(self) -> None:
         """Seal the store and give it its final name."""
