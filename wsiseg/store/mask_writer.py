@@ -1,22 +1,18 @@
-"""MaskWriter: fills a slide mask chunk by chunk, resumes where it was killed, builds pyramids."""
+"""MaskWriter: fills a slide mask chunk by chunk and builds its pyramids."""
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 
-from wsiseg import outputs
 from wsiseg.classes import IGNORE, ClassTable
 from wsiseg.errors import StoreError
 from wsiseg.geometry import Box, Raster
-from wsiseg.runinfo import check_same_run, fingerprint_of
 from wsiseg.store import layout, ngff
-from wsiseg.store.ledger import Journal
+from wsiseg.store.writer import StoreWriter
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -24,11 +20,8 @@ PROBABILITY = "probability"
 """Name of the group that holds the probability's pyramid."""
 
 
-class MaskWriter:
-    """Writes a slide mask chunk by chunk; a context manager that holds the output's lock.
-
-    The work lies at `<path>.partial` and is renamed by `finish`. One thread writes.
-    """
+class MaskWriter(StoreWriter):
+    """Writes a slide mask chunk by chunk, from one thread."""
 
     def __init__(
         self,
@@ -40,58 +33,19 @@ class MaskWriter:
         overwrite: bool,
     ) -> None:
         """Use `SlideMask.create`."""
+        ome = ngff.label_attributes(raster, classes)
+        super().__init__(path, attributes, overwrite=overwrite, foreign={"ome": ome})
         self.raster = raster
         self.chunk_px = int(attributes["chunk_px"])
         self.has_probability = bool(attributes["has_probability"])
         self.num_labels = classes.num_labels
         self._num_levels = ngff.num_pyramid_levels(raster.width_px, raster.height_px)
-        self._path = path
-        self._partial = outputs.partial_path(path)
-        self._attributes = attributes
-        self._classes = classes
-        self._overwrite = overwrite
-        self._lock = ExitStack()
 
-    def __enter__(self) -> Self:
-        """Take the lock and open or begin the unfinished mask."""
-        with ExitStack() as lock:
-            lock.enter_context(outputs.output_lock(self._path))
-            if self._overwrite or not (self._partial / "zarr.json").exists():
-                outputs.discard(self._partial)
-                self._begin()
-            else:
-                self._check_resumable()
-            group = zarr.open_group(self._partial, mode="r+")
-            self._labels = self._levels(group, "")
-            self._probability = self._levels(group, f"{PROBABILITY}/")
-            self._journal = Journal(self._partial)
-            self._lock = lock.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Drop the lock; unfinished work stays for the next run to go on with."""
-        self._lock.__exit__(kind, error, trace)
-
-    def _begin(self) -> None:
-        new = outputs.partial_path(self._path.with_name(self._path.name + ".new"))
-        outputs.remove_tree(new)
-        group = zarr.create_group(
-            new,
-            attributes={
-                layout.ATTRIBUTES: self._attributes,
-                "ome": ngff.label_attributes(self.raster, self._classes),
-            },
-        )
+    def _create_arrays(self, group: zarr.Group) -> None:
         self._create_levels(group, fill=IGNORE)
         if self.has_probability:
             ome = ngff.image_attributes(self.raster, PROBABILITY)
             self._create_levels(group.create_group(PROBABILITY, attributes={"ome": ome}), fill=0)
-        new.rename(self._partial)
 
     def _create_levels(self, group: zarr.Group, *, fill: int) -> None:
         for level in range(self._num_levels):
@@ -105,17 +59,15 @@ class MaskWriter:
                 dimension_names=("y", "x"),
             )
 
-    def _check_resumable(self) -> None:
-        found = layout.read_attributes(self._partial, "mask")
-        wanted = fingerprint_of(self._attributes["run"])
-        check_same_run(fingerprint_of(found["run"]), wanted, output=self._partial)
-        if found["format_version"] != self._attributes["format_version"]:
-            msg = f"store '{self._partial}': begun by another wsiseg; start with --overwrite"
-            raise StoreError(msg)
-        if found["raster"] != self._attributes["raster"]:
+    def _check_unfinished(self, attributes: dict[str, Any]) -> None:
+        if attributes["raster"] != self._attributes["raster"]:
             msg = f"store '{self._partial}': lies on another pixel grid; start with --overwrite"
             raise StoreError(msg)
-        self.chunk_px = int(found["chunk_px"])
+        self.chunk_px = int(attributes["chunk_px"])
+
+    def _open(self, group: zarr.Group) -> None:
+        self._labels = self._levels(group, "")
+        self._probability = self._levels(group, f"{PROBABILITY}/")
 
     def _levels(self, group: zarr.Group, prefix: str) -> list["zarr.Array[Any]"]:
         if prefix and not self.has_probability:
@@ -178,15 +130,12 @@ class MaskWriter:
 
     def finish(self) -> None:
         """Build the pyramids, seal the mask and give it its final name."""
-        if pending := self.pending_chunks():
-            msg = f"store '{self._path}': chunks {pending[:5]} are not written yet"
-            raise StoreError(msg)
+        self._check_all_done("chunks", self.pending_chunks())
         for level in range(1, 1 if self._journal.is_sealed else self._num_levels):
             self._build_level(self._labels, level, ngff.halve)
             if self._probability:
                 self._build_level(self._probability, level, ngff.halve_mean)
-        self._journal.finalise()
-        outputs.promote_folder(self._partial, self._path)
+        self._seal()
 
     def _build_level(
         self, levels: "list[zarr.Array[Any]]", level: int, halve: Callable[[UInt8], UInt8]

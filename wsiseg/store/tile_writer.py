@@ -1,32 +1,25 @@
-"""TileWriter: writes a tile store shard by shard, goes on where it was interrupted."""
+"""TileWriter: writes a tile store shard by shard."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 
-from wsiseg import outputs
 from wsiseg.classes import IGNORE
 from wsiseg.errors import StoreError
-from wsiseg.runinfo import check_same_run, fingerprint_of
 from wsiseg.store import layout
 from wsiseg.store.codecs import quiet_about_delta, tile_codec, with_checksum
-from wsiseg.store.ledger import Journal
 from wsiseg.store.shards import write_shard
+from wsiseg.store.writer import StoreWriter
 
 UInt8 = npt.NDArray[np.uint8]
 
 
-class TileWriter:
-    """Writes a tile store shard by shard; a context manager that holds the output's lock.
-
-    The work lies at `<path>.partial` and is renamed by `finish`.
-    """
+class TileWriter(StoreWriter):
+    """Writes a tile store shard by shard."""
 
     def __init__(
         self,
@@ -40,46 +33,15 @@ class TileWriter:
         if len(origins) == 0:
             msg = f"store '{path}': needs at least one tile"
             raise StoreError(msg)
-        self._path = path
-        self._partial = outputs.partial_path(path)
-        self._attributes = attributes
+        super().__init__(path, attributes, overwrite=overwrite)
         self._origins = origins
         self._codec = tile_codec(attributes["codec"])
         self._label_codec = tile_codec("zstd")
-        self._overwrite = overwrite
         self._shard_tiles = int(attributes["shard_tiles"])
-        self._lock = ExitStack()
 
-    def __enter__(self) -> Self:
-        """Take the lock and open or begin the unfinished store."""
-        with ExitStack() as lock:
-            lock.enter_context(outputs.output_lock(self._path))
-            if self._overwrite or not (self._partial / "zarr.json").exists():
-                outputs.discard(self._partial)
-                self._begin()
-            else:
-                self._check_resumable()
-            self._group = zarr.open_group(self._partial, mode="r+")
-            self._journal = Journal(self._partial)
-            self._lock = lock.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Drop the lock; unfinished work stays for the next run to go on with."""
-        self._lock.__exit__(kind, error, trace)
-
-    def _begin(self) -> None:
-        """Write the arrays' metadata; `zarr.json` of the group comes last, as the sign of it."""
+    def _create_arrays(self, group: zarr.Group) -> None:
         num, size = len(self._origins), self._attributes["tile_size_px"]
         per_shard = self._shard_tiles
-        new = outputs.partial_path(self._path.with_name(self._path.name + ".new"))
-        outputs.remove_tree(new)
-        group = zarr.create_group(new, attributes={layout.ATTRIBUTES: self._attributes})
         shapes: dict[str, tuple[int, ...]] = {"images": (size, size, 3)}
         if self._attributes["has_labels"]:
             shapes["labels"] = (size, size)
@@ -107,12 +69,8 @@ class TileWriter:
                 config={"write_empty_chunks": True},
             )
         layout.array(group, "origins")[:] = self._origins
-        new.rename(self._partial)
 
-    def _check_resumable(self) -> None:
-        found = layout.read_attributes(self._partial, "tiles")
-        wanted = fingerprint_of(self._attributes["run"])
-        check_same_run(fingerprint_of(found["run"]), wanted, output=self._partial)
+    def _check_unfinished(self, attributes: dict[str, Any]) -> None:
         group = zarr.open_group(self._partial, mode="r")
         if not np.array_equal(layout.array(group, "origins")[:], self._origins):
             msg = (
@@ -120,7 +78,10 @@ class TileWriter:
                 "by another version?); start again with --overwrite"
             )
             raise StoreError(msg)
-        self._shard_tiles = int(found["shard_tiles"])
+        self._shard_tiles = int(attributes["shard_tiles"])
+
+    def _open(self, group: zarr.Group) -> None:
+        self._group = group
 
     @property
     def _num_shards(self) -> int:
@@ -189,11 +150,8 @@ class TileWriter:
 
     def finish(self) -> None:
         """Seal the store and give it its final name."""
-        if pending := self.pending_shards():
-            msg = f"store '{self._path}': shards {pending[:5]} are not written yet"
-            raise StoreError(msg)
-        self._journal.finalise()
-        outputs.promote_folder(self._partial, self._path)
+        self._check_all_done("shards", self.pending_shards())
+        self._seal()
 
 
 def _unit(shard: int) -> str:
