@@ -2,6 +2,10 @@
 
 import dataclasses
 import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +30,8 @@ from wsiseg.settings.model import DiffusionConfig
 from wsiseg.settings.training import AugmentConfig
 from wsiseg.training.loop import learning_rate
 from wsiseg.training.pieces import Gradient, add_in_tree
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +198,25 @@ def test_activation_checkpointing_gives_the_same_gradients(store, tmp_path):
         for on in (False, True)
     ]  # fmt: skip
     assert_same_weights(results[0].ema, results[1].ema)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(store, tmp_path):
+    """In a process of its own: what the compiler logs and warns of would slow this one down."""
+    code = (
+        "import dataclasses, pathlib, sys\n"
+        "from tests.training.tiny_runs import SHORT, train\n"
+        "options = dataclasses.replace(SHORT, steps=3, compile=True)\n"
+        "train('pretrain', *map(pathlib.Path, sys.argv[1:]), options)\n"
+    )
+    command = [sys.executable, "-c", code, store, tmp_path / "compiled"]
+    subprocess.run(command, check=True, capture_output=True, timeout=280, cwd=REPOSITORY)
+    train("pretrain", store, tmp_path / "plain", with_options(steps=3))
+    compiled, plain = (lines(tmp_path / name) for name in ("compiled", "plain"))
+    assert len(plain) > 0
+    for one, other in zip(compiled, plain, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
 
 
 def test_a_gradient_is_clipped_to_the_norm_that_is_set(store, tmp_path):
