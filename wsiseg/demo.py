@@ -202,31 +202,28 @@ def _tile(work: Path, progress: Progress) -> None:
 def _pretrain_config() -> PretrainConfig:
     return PretrainConfig(
         model=UNET_PRESETS["tiny"],
-        optim=OptimConfig(
-            steps=PRETRAIN_STEPS,
-            batch_size=8,
-            learning_rate=1e-3,
-            warmup_steps=10,
-            ema_decay=0.95,
-            validate_every=PRETRAIN_STEPS // 2,
-            save_every=PRETRAIN_STEPS // 2,
-        ),
+        optim=_optim_config(PRETRAIN_STEPS, num_validations=2),
         sample_steps=25,
     )
 
 
 def _finetune_config() -> FinetuneConfig:
     return FinetuneConfig(
-        optim=OptimConfig(
-            steps=FINETUNE_STEPS,
-            batch_size=8,
-            learning_rate=1e-3,
-            warmup_steps=10,
-            ema_decay=0.95,
-            validate_every=FINETUNE_STEPS // 4,
-            save_every=FINETUNE_STEPS // 2,
-        ),
+        optim=_optim_config(FINETUNE_STEPS, num_validations=4),
         augment=AugmentConfig(blur_probability=0.0),
+    )
+
+
+def _optim_config(steps: int, *, num_validations: int) -> OptimConfig:
+    """Return a loop of so few steps that rates and averages must be quick."""
+    return OptimConfig(
+        steps=steps,
+        batch_size=8,
+        learning_rate=1e-3,
+        warmup_steps=10,
+        ema_decay=0.95,
+        validate_every=steps // num_validations,
+        save_every=steps // 2,
     )
 
 

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from wsiseg import outputs
 from wsiseg.config import digest
-from wsiseg.errors import OutputExistsError, OutputLockedError, StoreCorruptError, StoreError
+from wsiseg.errors import (
+    ConfigError,
+    OutputExistsError,
+    OutputLockedError,
+    StoreCorruptError,
+    StoreError,
+)
 from wsiseg.geometry import Box
 from wsiseg.jpeg import decode_jpeg, encode_jpeg
 from wsiseg.store import layout
@@ -55,6 +61,13 @@ def test_a_store_says_where_it_came_from(tiles):
     assert store.classes == data.CLASSES
     assert store.origins.tolist() == [[3 * i, i] for i in range(10)]
     assert store.run["stage"] == "test"
+
+
+def test_tiles_that_a_network_cannot_halve_are_refused(tiles):
+    store = TileStore.open(tiles)
+    store.check_halvable(8)
+    with pytest.raises(ConfigError, match=r"tiles of 16 px do not fit .* a multiple of 32 px"):
+        store.check_halvable(32)
 
 
 quiet = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")

@@ -15,6 +15,8 @@ from wsiseg.settings.model import UNET_PRESETS
 from wsiseg.settings.training import FinetuneConfig, PretrainConfig
 
 if TYPE_CHECKING:
+    from wsiseg.stages.finetune import FinetuneSummary
+    from wsiseg.stages.pretrain import PretrainSummary
     from wsiseg.training.ranks import Ranks
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -59,10 +61,7 @@ def pretrain_command(
         progress=TerminalProgress() if ranks.is_first else SilentProgress(),
         ranks=ranks,
     )
-    row = dataclasses.asdict(summary)
-    if ranks.is_first:
-        print_summary([row], columns=tuple(row), title="pretrain", as_json=as_json)
-    return 0
+    return _report(summary, ranks, title="pretrain", as_json=as_json)
 
 
 @click.command("finetune")
@@ -104,9 +103,16 @@ def finetune_command(
         progress=TerminalProgress() if ranks.is_first else SilentProgress(),
         ranks=ranks,
     )
+    return _report(summary, ranks, title="finetune", as_json=as_json)
+
+
+def _report(
+    summary: "PretrainSummary | FinetuneSummary", ranks: "Ranks", *, title: str, as_json: bool
+) -> int:
+    """Print the summary once, whatever the number of processes; return the exit code."""
     row = dataclasses.asdict(summary)
     if ranks.is_first:
-        print_summary([row], columns=tuple(row), title="finetune", as_json=as_json)
+        print_summary([row], columns=tuple(row), title=title, as_json=as_json)
     return 0
 
 

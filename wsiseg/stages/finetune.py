@@ -182,12 +182,7 @@ def _network(
                 f"{checkpoint.mpp:.4g}; tile with --mpp {checkpoint.mpp:.4g}"
             )
             raise CheckpointError(msg)
-    if store.tile_size_px % unet_config.divisor:
-        msg = (
-            f"tiles of {store.tile_size_px} px do not fit this network, which needs a multiple of "
-            f"{unet_config.divisor} px; tile with another --tile-size"
-        )
-        raise ConfigError(msg)
+    store.check_halvable(unet_config.divisor)
     return unet_config
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from wsiseg.config import result_settings, to_dict
-from wsiseg.errors import ConfigError
 from wsiseg.models.checkpoint import load_checkpoint, save_checkpoint
 from wsiseg.models.device import resolve_device
 from wsiseg.models.diffusion import Diffusion
@@ -69,7 +68,7 @@ def run(
     began = time.perf_counter()
     device = ranks.device(resolve_device(config.device))
     tiles = open_stores(stores)
-    check_tile_size(tiles[0], config.model.divisor)
+    tiles[0].check_halvable(config.model.divisor)
     train, val = split_tiles(
         tiles, val_fraction=config.val_fraction, seed=config.seed, labelled_only=False
     )
@@ -125,16 +124,6 @@ def run(
         seconds=round(time.perf_counter() - began, 2),
         note="already done" if folder.is_finished else "",
     )
-
-
-def check_tile_size(store: TileStore, divisor: int) -> None:
-    """Raise ConfigError unless tiles can be halved as often as the network does."""
-    if store.tile_size_px % divisor:
-        msg = (
-            f"tiles of {store.tile_size_px} px do not fit this network, which needs a multiple of "
-            f"{divisor} px; tile with another --tile-size"
-        )
-        raise ConfigError(msg)
 
 
 def _metrics(result: TrainResult) -> dict[str, object]:

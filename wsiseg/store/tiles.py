@@ -18,7 +18,7 @@ import zarr
 
 from wsiseg.classes import IGNORE, ClassTable
 from wsiseg.config import digest
-from wsiseg.errors import StoreError
+from wsiseg.errors import ConfigError, StoreError
 from wsiseg.geometry import Raster
 from wsiseg.runinfo import RunInfo
 from wsiseg.store import layout
@@ -163,6 +163,15 @@ class TileStore:
     def num_labelled_tiles(self) -> int:
         """Tiles that hold at least one labelled pixel."""
         return int((self.labelled_px > 0).sum())
+
+    def check_halvable(self, divisor: int) -> None:
+        """Raise ConfigError unless tiles can be halved as often as a network of `divisor` does."""
+        if self.tile_size_px % divisor:
+            msg = (
+                f"tiles of {self.tile_size_px} px do not fit this network, which needs a multiple "
+                f"of {divisor} px; tile with another --tile-size"
+            )
+            raise ConfigError(msg)
 
     @property
     def content_digest(self) -> str:
