@@ -15,6 +15,7 @@ import openslide
 from wsiseg.errors import SlideOpenError, SlideReadError
 from wsiseg.geometry import Box, Raster, integer_downsample
 from wsiseg.slides.budget import check_tiff
+from wsiseg.slides.dicom_frames import check_dicom
 from wsiseg.slides.meta import SlideMeta, missing_mpp
 from wsiseg.slides.resample import apply_taps, area_taps
 from wsiseg.slides.resolution import Resolution, read_resolution
@@ -261,6 +262,7 @@ def _open_source(path: Path, place: str) -> PixelSource:
     try:
         if path.is_file():
             check_tiff(path)
+            check_dicom(path)
             is_known = openslide.OpenSlide.detect_format(path) is not None
             if is_known and not is_ome_of_planes(path):
                 return OpenSlideSource(path, place=place)
