@@ -285,3 +285,12 @@ def test_no_labelled_tile_is_an_error(slide_path, tmp_path):
     labels = np.full((1500, 2100), 255, np.uint8)
     with pytest.raises(AnnotationError, match="no tissue tile holds a labelled pixel"):
         run(with_labels(slide_path, tmp_path, labels, labelled_only=True))
+
+
+def test_the_command_prints_no_warning(wsiseg, slide_path, tmp_path):
+    """Not that of zarr either, that other programs may not know numcodecs.delta."""
+    arguments = ("tile", slide_path, "-o", tmp_path, "--codec", "delta", "--mpp", 2.0)
+    for again in (False, True):
+        result = wsiseg(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert ("already done" in result.stdout) == again
