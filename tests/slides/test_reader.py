@@ -347,6 +347,16 @@ def test_damage_in_the_middle_names_the_slide_and_the_place(tmp_path, write_pyra
             slide.read(raster, Box(10, 20, 30, 40))
 
 
+def test_a_decoders_error_of_several_lines_is_told_in_one(real_slide, monkeypatch):
+    def fail(*_):
+        raise OSError("Improper JPEG sampling factors 2,2\nApparently should be 1,1.")
+
+    with open_slide(real_slide) as slide:
+        monkeypatch.setattr(slide, "_read_inside", fail)
+        with pytest.raises(SlideReadError, match=r"factors 2,2 Apparently should be 1,1\.\); is"):
+            slide.read(slide.meta.raster(0.499), Box(0, 0, 8, 8))
+
+
 # Names
 
 

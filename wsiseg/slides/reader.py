@@ -176,7 +176,7 @@ class Slide:
         place = raster.box_l0_from_raster(box)
         return SlideReadError(
             f"slide '{self.meta.slide_id}': cannot be read at level-0 x={place.x} y={place.y} "
-            f"{place.width} x {place.height} px ({error}); is the file damaged?"
+            f"{place.width} x {place.height} px ({_in_one_line(error)}); is the file damaged?"
         )
 
     def thumbnail(self, max_px: int) -> UInt8:
@@ -258,6 +258,11 @@ def _check_file(path: Path, place: str) -> None:
         raise SlideOpenError(msg)
 
 
+def _in_one_line(error: Exception) -> str:
+    """Return the text of an error as each slide gets one; libtiff has some of several lines."""
+    return " ".join(str(error).split())
+
+
 def _open_source(path: Path, place: str) -> PixelSource:
     try:
         if path.is_file():
@@ -268,7 +273,8 @@ def _open_source(path: Path, place: str) -> PixelSource:
                 return OpenSlideSource(path, place=place)
     except openslide.OpenSlideError as error:
         if not is_for_tiatoolbox(path):
-            reason = str(error).replace(str(path), "the file")  # whose name may be a patient's
+            # Its name may be a patient's.
+            reason = _in_one_line(error).replace(str(path), "the file")
             msg = f"{place}: OpenSlide cannot open it: {reason}; is the file truncated or damaged?"
             raise SlideOpenError(msg) from error
     except ValueError as error:
