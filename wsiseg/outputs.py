@@ -25,6 +25,7 @@ _NAMED_WITHIN_S = 1.0
 
 _NO_SPACE = "free some space, then run the same command again to go on"
 _NOT_ALLOWED = "choose another output or allow writing there"
+_NO_FOLDER = "a file stands where a folder should be; choose another output"
 _REMEDIES = {
     errno.ENOSPC: _NO_SPACE,
     errno.EDQUOT: _NO_SPACE,
@@ -33,6 +34,9 @@ _REMEDIES = {
     errno.EACCES: _NOT_ALLOWED,
     errno.EPERM: _NOT_ALLOWED,
     errno.EROFS: _NOT_ALLOWED,
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.ENAMETOOLONG: "choose an output or a slide_id with a shorter name",
 }
 """What to do about the errors that the operating system gives a writer."""
 
@@ -154,7 +158,9 @@ def recover(path: Path) -> None:
 
     For those who look whether a result is there before they take its lock, which does the same.
     """
-    if _old_path(path).exists() or _lock_path(path).exists():
+    with explaining(path):
+        is_needed = _old_path(path).exists() or _lock_path(path).exists()
+    if is_needed:
         with output_lock(path):
             pass
 
