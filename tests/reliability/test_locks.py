@@ -29,7 +29,7 @@ from wsiseg.store.tiles import TileStore
 @pytest.mark.parametrize("name", ["tile", "pretrain", "segment", "export"])
 def test_of_two_commands_on_one_output_one_wins_and_the_other_names_it(bench, figure, name):
     command = commands("large")[name]
-    for _ in range(figure(pr=1, night=25)):
+    for _ in range(figure(pr=3, night=25)):
         folder = bench.folder(command)
         runs = bench.each(lambda _, f=folder: bench.run(command, f), range(2))
         codes = sorted(done.returncode for done in runs)
