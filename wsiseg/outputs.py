@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsiseg.errors import OutputLockedError, OutputWriteError, WsisegError
+from wsiseg.errors import OutputExistsError, OutputLockedError, OutputWriteError, WsisegError
 
 PARTIAL_SUFFIX = ".partial"
 """What unfinished work is called. Nothing with this suffix is ever read as a result."""
@@ -62,6 +62,13 @@ def fsync_file(path: Path) -> None:
 def partial_path(path: Path) -> Path:
     """Return the name that `path` has while it is being written, in the same folder."""
     return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def check_not_read(output: Path, source: Path) -> None:
+    """Raise OutputExistsError if writing `output` would replace `source`, which is an input."""
+    if source.resolve().is_relative_to(output.resolve()):
+        msg = f"output '{output}' is what is read here; choose another output with -o"
+        raise OutputExistsError(msg)
 
 
 @contextlib.contextmanager

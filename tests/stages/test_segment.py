@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +266,60 @@ def test_a_finished_slide_gets_an_output_that_is_missing_without_the_network(
     assert row["note"] == "already done"
     assert all((tmp_path / name).stat().st_size for name in EXTRAS)
     assert (tmp_path / "s1.geojson").read_bytes() == geojson
+
+
+def test_a_picture_that_is_the_slide_is_not_painted_over(slide, model, tmp_path, monkeypatch):
+    """With no -o the outputs lie in the current folder, where the slide may lie too."""
+    monkeypatch.chdir(tmp_path)
+    with open_slide(slide, slide_id="s1") as whole:
+        raster = whole.meta.raster(0.5)
+        pixels = whole.read(raster, raster.box)
+    Image.fromarray(pixels).save("s1.png")
+    before = Path("s1.png").read_bytes()
+    for _ in range(2):
+        result = invoke("segment", "s1.png", "--slide-mpp", 0.5, "--model", model, "--json")
+        assert json.loads(result.stdout)["results"][0]["status"] == "ok"
+        names = sorted(p.name for p in tmp_path.iterdir())
+        assert names == ["s1.geojson", "s1.mask.zarr", "s1.overlay.png", "s1.png"]
+        assert Path("s1.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("s1.geojson", "s1.geojson' exists and was not written by wsiseg; choose another"),
+        ("s1.png", "s1.png' exists without the 's1.mask.zarr' that it would belong to; choose"),
+        ("s1.ome.tiff", "s1.ome.tiff' exists without the 's1.geojson' that it would belong to"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_kept_until_told_to_overwrite(
+    slide, model, tmp_path, name, words
+):
+    (tmp_path / name).write_text('{"type": "FeatureCollection", "features": []}')
+    before = (tmp_path / name).read_bytes()
+    arguments = ("segment", slide, "--model", model, "-o", tmp_path, "--ome-tiff")
+    (row,) = json.loads(invoke(*arguments, "--json").stdout)["results"]
+    assert row["status"] == "failed"
+    assert words in row["error"]
+    assert (tmp_path / name).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    (row,) = json.loads(invoke(*arguments, "--overwrite", "--json").stdout)["results"]
+    assert row["status"] == "ok"
+    assert (tmp_path / name).read_bytes() != before
+
+
+@pytest.mark.parametrize("command", ["tile", "segment"])
+def test_a_slide_is_never_what_is_written(slide, model, tmp_path, command):
+    """Not even with --overwrite: a slide in a zarr store has the name that its tiles would have."""
+    source = tmp_path / "s1.mask.zarr" if command == "segment" else tmp_path / "s1.zarr"
+    source.mkdir()
+    (source / "s1.tif").write_bytes(slide.read_bytes())
+    options = ("--model", model) if command == "segment" else ()
+    arguments = (command, source / "s1.tif", "-o", tmp_path, "--overwrite", *options)
+    (row,) = json.loads(invoke(*arguments, "--json").stdout)["results"]
+    assert row["status"] == "failed"
+    assert f"{source.name}' is what is read here; choose another output with -o" in row["error"]
+    assert (source / "s1.tif").read_bytes() == slide.read_bytes()
 
 
 def test_without_a_model_the_packaged_one_is_used(slide, model, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,18 @@ FEATURES = st.fixed_dictionaries(
     {"geometry": GEOMETRIES, "properties": PROPERTIES},
     optional={"type": st.sampled_from(["Feature", None]), "id": CLASSES},
 )
+
+
+@pytest.mark.parametrize("num", [200, 100_000])
+def test_an_outline_that_crosses_itself_thousands_of_times_is_refused(tmp_path, num):
+    """Its repair would take from seconds to years."""
+    ring = np.random.default_rng(0).random((num, 2)) * 1000
+    ring[-1] = ring[0]
+    square = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [SQUARE]}}
+    tangle = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring.tolist()]}}
+    (tmp_path / "a.geojson").write_text(json.dumps([square, tangle]))
+    with pytest.raises(AnnotationError, match="feature 1: its outline crosses itself more than"):
+        read_annotations(tmp_path / "a.geojson")
 
 
 @settings(max_examples=500, deadline=None)

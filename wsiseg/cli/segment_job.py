@@ -4,6 +4,8 @@ import dataclasses
 import time
 from pathlib import Path
 
+from wsiseg.errors import OutputExistsError
+from wsiseg.outputs import check_not_read
 from wsiseg.progress import Progress
 from wsiseg.settings.export import ExportConfig, ExtraOutputs, geojson_stem
 from wsiseg.settings.segment import SegmentConfig
@@ -30,8 +32,11 @@ class SegmentJob:
 
     @property
     def overlay(self) -> Path:
-        """The overlay picture beside the GeoJSON."""
-        return self.geojson.with_name(f"{geojson_stem(self.geojson)}.png")
+        """The overlay picture beside the GeoJSON; a slide that has its name keeps it."""
+        stem = geojson_stem(self.geojson)
+        path = self.geojson.with_name(f"{stem}.png")
+        is_slide = path.resolve() == self.entry.path.resolve()
+        return self.geojson.with_name(f"{stem}.overlay.png") if is_slide else path
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,7 @@ class SlideResult:
 def run(job: SegmentJob, *, progress: Progress | None = None) -> SlideResult:
     """Segment one slide and write its GeoJSON; each part that is finished already is kept."""
     began = time.perf_counter()
+    _check_outputs(job)
     segmented = segment.run(
         job.config,
         entry=job.entry,
@@ -82,3 +88,18 @@ def run(job: SegmentJob, *, progress: Progress | None = None) -> SlideResult:
         output=str(job.geojson),
         note="; ".join(filter(None, (segmented.note, exported.note))),
     )
+
+
+def _check_outputs(job: SegmentJob) -> None:
+    """Refuse, before the work begins, to replace the slide or a file that is not ours."""
+    for path in (job.geojson, job.mask, job.overlay, *job.extra.paths(job.geojson)):
+        check_not_read(path, job.entry.path)
+    if job.overwrite:
+        return
+    export.check_replaceable(job.geojson, job.extra)
+    if job.overlay.exists() and not job.mask.exists():
+        msg = (
+            f"output '{job.overlay}' exists without the '{job.mask.name}' that it would belong "
+            "to; choose another or pass --overwrite"
+        )
+        raise OutputExistsError(msg)

@@ -59,3 +59,14 @@ class ExtraOutputs:
     """`X.ome.tiff`, the mask itself as a pyramid."""
     annotation_store: bool = False
     """`X.db`, the objects for tiatoolbox and its viewer."""
+
+    def paths(self, geojson: Path) -> list[Path]:
+        """Return the files that are written beside a GeoJSON."""
+        chosen = {
+            ".objects.csv": self.csv,
+            ".classes.csv": self.csv,
+            ".db": self.annotation_store,
+            ".ome.tiff": self.ome_tiff,
+        }
+        stem = geojson_stem(geojson)
+        return [geojson.with_name(stem + end) for end, is_chosen in chosen.items() if is_chosen]

@@ -101,8 +101,10 @@ def _export(
         result_settings(config),
         {"mask": digest(fingerprint_of(store.run)), "model": store.model_digest},
     )
-    if output.exists() and not overwrite:
-        _check_ours(output, info)
+    if not overwrite:
+        check_replaceable(output, extra)
+        if output.exists():
+            check_same_run(_run_of(output), info.fingerprint, output=output)
     stem = output.with_name(geojson_stem(output))
     with ExitStack() as stack:
         sinks: list[ObjectSink] = []
@@ -171,13 +173,30 @@ def _provenance(store: SlideMask, info: RunInfo) -> dict[str, Any]:
     }
 
 
-def _check_ours(output: Path, info: RunInfo) -> None:
-    found = read_provenance(output)
+def check_replaceable(geojson: Path, extra: ExtraOutputs) -> None:
+    """Raise OutputExistsError if a file is in the way that may not be an older one of ours.
+
+    The GeoJSON is written first, so that what stands beside one of ours is ours as well.
+    """
+    if geojson.exists():
+        _run_of(geojson)
+        return
+    for path in extra.paths(geojson):
+        if path.exists():
+            msg = (
+                f"output '{path}' exists without the '{geojson.name}' that it would belong to; "
+                "choose another or pass --overwrite"
+            )
+            raise OutputExistsError(msg)
+
+
+def _run_of(geojson: Path) -> dict[str, Any]:
+    found = read_provenance(geojson)
     run = found.get("run") if found else None
     if not isinstance(run, dict):
         msg = (
-            f"output '{output}' exists and was not written by wsiseg; choose another or pass "
+            f"output '{geojson}' exists and was not written by wsiseg; choose another or pass "
             "--overwrite"
         )
         raise OutputExistsError(msg)
-    check_same_run(fingerprint_of(run), info.fingerprint, output=output)
+    return fingerprint_of(run)

@@ -20,6 +20,7 @@ from wsiseg.errors import (
 )
 from wsiseg.geometry import Box, Raster
 from wsiseg.grid import TileGrid
+from wsiseg.outputs import check_not_read
 from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, fingerprint_file
 from wsiseg.settings.tile import TileConfig
@@ -111,6 +112,7 @@ def run(job: TileJob, *, progress: Progress | None = None) -> TileSummary:
     """
     began = time.perf_counter()
     entry, config = job.entry, job.config
+    check_not_read(job.output, entry.path)
     slide_mpp = entry.mpp or config.slide_mpp
     # First of all: what is no file, or ends the process that reads it, must not be read here.
     probe_slide(entry.path, slide_id=entry.slide_id, slide_mpp=slide_mpp)
