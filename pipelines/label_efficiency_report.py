@@ -52,7 +52,10 @@ def write_report(output: Path, runs: Sequence[Run]) -> None:
         rows.append(_row(arm, percent, scores, base))
     first = found[runs[0].name]
     trivial = _trivial(first["test"])
-    num = {run.percent: (found[run.name]["cases"], found[run.name]["images"]) for run in runs}
+    num = {
+        percent: _sizes([found[run.name] for run in runs if run.percent == percent])
+        for percent in {run.percent for run in runs}
+    }
     write_json(output / "results.json", {"schema_version": 1, "trivial": trivial, "rows": rows})
     write_text(output / "table.md", _table(rows, trivial, num))
     with atomic_file(output / "curve.png") as temporary:
@@ -122,15 +125,12 @@ def _trivial(test: dict[str, Any]) -> dict[str, float]:
     return {"dice": 2 * gland / (2 * gland + other), "iou": gland / (gland + other)}
 
 
-def _table(
-    rows: list[dict[str, Any]], trivial: dict[str, float], num: dict[int, tuple[int, int]]
-) -> str:
+def _table(rows: list[dict[str, Any]], trivial: dict[str, float], num: dict[int, str]) -> str:
     lines = [
         "| labels | start | Dice [95 %] | seeds | gain over random [95 %] | IoU | HD95, px |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: row["percent"]):
-        cases, images = num[row["percent"]]
         low, high = row["dice_interval"]
         spread = f"{min(row['dice_of_seeds']):.3f} to {max(row['dice_of_seeds']):.3f}"
         gain = "-"
@@ -138,12 +138,19 @@ def _table(
             ends = row["dice_gain_interval"]
             gain = f"{row['dice_gain']:+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]"
         lines.append(
-            f"| {row['percent']} % ({cases} cases, {images} images) | {TITLES[row['arm']]} "
+            f"| {row['percent']} % ({num[row['percent']]}) | {TITLES[row['arm']]} "
             f"| {row['dice']:.3f} [{low:.3f}, {high:.3f}] | {spread} | {gain} "
             f"| {row['iou']:.3f} | {_pixels(row['hd95_px'])} |"
         )
     lines.append(f"| none | all is gland | {trivial['dice']:.3f} | | | {trivial['iou']:.3f} | |")
     return "\n".join(lines) + "\n"
+
+
+def _sizes(results: list[dict[str, Any]]) -> str:
+    """Return how many cases and images were learned from; seeds draw cases of other sizes."""
+    images = sorted({result["images"] for result in results})
+    several = f"{images[0]} to {images[-1]}" if len(images) > 1 else f"{images[0]}"
+    return f"{results[0]['cases']} cases, {several} images"
 
 
 def _pixels(value: float | None) -> str:
