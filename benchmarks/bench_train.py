@@ -121,7 +121,7 @@ def rates(
 def peak_flops(device: torch.device) -> float:
     """Return the operations/s of a large product in the type that is used there."""
     dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    num = 8192 if device.type == "cuda" else 1024
+    num = 8192 if device.type == "cuda" else 3072
     a = torch.randn(num, num, device=device, dtype=dtype)
     seconds = []
     for _ in range(6):
