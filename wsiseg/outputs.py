@@ -66,7 +66,9 @@ def partial_path(path: Path) -> Path:
 
 def check_not_read(output: Path, source: Path) -> None:
     """Raise OutputExistsError if writing `output` would replace `source`, which is an input."""
-    if source.resolve().is_relative_to(output.resolve()):
+    # Not Path.resolve, which raises where a link leads to itself.
+    read, written = (Path(os.path.realpath(path)) for path in (source, output))
+    if read.is_relative_to(written):
         msg = f"output '{output}' is what is read here; choose another output with -o"
         raise OutputExistsError(msg)
 

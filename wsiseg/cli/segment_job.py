@@ -1,11 +1,12 @@
 """One slide through segment and then export: what `wsiseg segment` does for each slide."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
 from wsiseg.errors import OutputExistsError
-from wsiseg.outputs import check_not_read
+from wsiseg.outputs import check_not_read, explaining
 from wsiseg.progress import Progress
 from wsiseg.settings.export import ExportConfig, ExtraOutputs, geojson_stem
 from wsiseg.settings.segment import SegmentConfig
@@ -35,7 +36,7 @@ class SegmentJob:
         """The overlay picture beside the GeoJSON; a slide that has its name keeps it."""
         stem = geojson_stem(self.geojson)
         path = self.geojson.with_name(f"{stem}.png")
-        is_slide = path.resolve() == self.entry.path.resolve()
+        is_slide = os.path.realpath(path) == os.path.realpath(self.entry.path)
         return self.geojson.with_name(f"{stem}.overlay.png") if is_slide else path
 
 
@@ -58,7 +59,8 @@ class SlideResult:
 def run(job: SegmentJob, *, progress: Progress | None = None) -> SlideResult:
     """Segment one slide and write its GeoJSON; each part that is finished already is kept."""
     began = time.perf_counter()
-    _check_outputs(job)
+    with explaining(job.geojson):
+        _check_outputs(job)
     segmented = segment.run(
         job.config,
         entry=job.entry,
