@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ from wsiseg.training.loop import learning_rate
 from wsiseg.training.pieces import Gradient, add_in_tree
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CAN_COMPILE = (
+    shutil.which("c++") is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
+)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +205,7 @@ def test_activation_checkpointing_gives_the_same_gradients(store, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not CAN_COMPILE, reason="torch.compile needs c++ and the headers of Python")
 def test_a_compiled_network_learns_the_same(store, tmp_path):
     """In a process of its own: what the compiler logs and warns of would slow this one down."""
     code = (
