@@ -140,7 +140,7 @@ def write_dicom(path: Path, full):
     end = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     path.write_bytes(header + begin + b"".join(map(_item, frames)) + end)
     at = len(header) + len(begin)
-    return at, [(at + int(s) + 8, len(f)) for s, f in zip(starts, frames, strict=False)]
+    return at, [(at + int(s) + 8, len(f)) for s, f in zip(starts[:-1], frames, strict=True)]
 
 
 def _element(tag, kind, value):
