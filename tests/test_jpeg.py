@@ -1,5 +1,6 @@
 """A tile of a TIFF becomes a JPEG that decodes alone, to the same pixels, or not at all."""
 
+import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiseg.geometry import Box
-from wsiseg.jpeg import complete_jpeg, decode_jpeg, decode_tile, encode_jpeg, read_frame
+from wsiseg.jpeg import (
+    TileStreams,
+    check_jpeg,
+    complete_jpeg,
+    decode_jpeg,
+    encode_jpeg,
+    read_frame,
+)
 from wsiseg.synthetic import SyntheticTissue
 
 PIXELS, _ = SyntheticTissue(width_px=800, height_px=800).region(Box(300, 300, 96, 64))
@@ -58,9 +66,8 @@ def test_tables_of_the_page_are_put_into_the_tile(real_slide):
             decode_jpeg(tile, width_px=240, height_px=240)
         alone = complete_jpeg(tile, page.jpegtables, "rgb")
         pixels = decode_jpeg(alone, width_px=240, height_px=240)
-        same = decode_tile(
-            tile, tables=page.jpegtables, color="rgb", width_px=240, height_px=240
-        )  # fmt: skip
+        streams = TileStreams(page.jpegtables, "rgb")
+        same = streams.decode(tile, width_px=240, height_px=240)
         wanted, _, _ = page.decode(tile, 40, jpegtables=page.jpegtables)
         assert wanted is not None
     np.testing.assert_array_equal(pixels, wanted[0])
@@ -76,6 +83,40 @@ def test_a_tile_that_is_cut_off_is_an_error_and_not_grey(cut, flip):
         decode_jpeg(part, width_px=96, height_px=64)
     with pytest.raises(ValueError, match=r"JPEG"):
         complete_jpeg(part, None, "ycbcr")
+
+
+def is_refused(function, data):
+    try:
+        function(data, width_px=96, height_px=64)
+    except ValueError:
+        return True
+    return False
+
+
+STREAMS = [
+    encode_jpeg(PIXELS, 90),
+    simplejpeg.encode_jpeg(PIXELS, quality=80, colorsubsampling="420"),
+    simplejpeg.encode_jpeg(PIXELS, quality=85, colorsubsampling="422"),
+    complete_jpeg(encode_jpeg(PIXELS, 70), None, "rgb"),
+    imagecodecs.jpeg8_encode(PIXELS, level=85, subsampling="420", optimize=True),
+]
+
+
+@given(which=st.integers(0, len(STREAMS) - 1), changes=st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=3))  # fmt: skip
+@settings(max_examples=1500, deadline=None)
+def test_a_check_refuses_what_decoding_refuses_and_nothing_else(which, changes):
+    data = bytearray(STREAMS[which])
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    damaged = bytes(data)
+    assert is_refused(check_jpeg, damaged) == is_refused(decode_jpeg, damaged)
+
+
+def test_tiles_that_begin_alike_and_tiles_that_do_not_are_each_completed():
+    streams = TileStreams(None, "ycbcr")
+    for data in (*STREAMS[:3], *STREAMS[:3], STREAMS[0], STREAMS[0][:4] + STREAMS[1][4:]):
+        assert streams.complete(data) == complete_jpeg(data, None, "ycbcr")
 
 
 @given(data=st.binary(max_size=60))

@@ -14,6 +14,7 @@ import openslide
 
 from wsiseg.errors import SlideOpenError, SlideReadError
 from wsiseg.geometry import Box, Raster, integer_downsample
+from wsiseg.jpeg import check_jpeg
 from wsiseg.slides.budget import check_tiff
 from wsiseg.slides.dicom_frames import check_dicom
 from wsiseg.slides.meta import SlideMeta, missing_mpp
@@ -154,23 +155,31 @@ class Slide:
         level = self.meta.snapped_level(raster)
         return None if level is None else self._source.jpeg_tile_px(level)
 
-    def jpeg_tile(self, raster: Raster, box: Box) -> bytes | None:
+    def jpeg_tile(self, raster: Raster, box: Box, *, check: bool = False) -> bytes | None:
         """Return the slide's own JPEG of a box; it decodes to what `read` gives.
 
         None unless the box is exactly one of the slide's tiles, inside the raster.
 
+        Parameters
+        ----------
+        check
+            Whether to make sure that it decodes.
+
         Raises
         ------
         SlideReadError
-            The tile is not a JPEG.
+            The tile is not a JPEG; with `check` also if `read` would fail.
         """
         level = self.meta.snapped_level(raster)
         if level is None:
             return None
         try:
-            return self._source.jpeg_tile(level, box)
+            jpeg = self._source.jpeg_tile(level, box)
+            if check and jpeg is not None:
+                check_jpeg(jpeg, width_px=box.width, height_px=box.height)
         except (OSError, ValueError) as error:
             raise self._read_error(raster, box, error) from error
+        return jpeg
 
     def _read_error(self, raster: Raster, box: Box, error: Exception) -> SlideReadError:
         place = raster.box_l0_from_raster(box)

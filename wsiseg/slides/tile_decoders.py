@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from wsiseg.jpeg import Color, complete_jpeg, decode_tile, read_frame
+from wsiseg.jpeg import Color, TileStreams, read_frame
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -50,23 +50,17 @@ class JpegTiles:
 
     width_px: int
     height_px: int
-    tables: bytes | None
-    color: Color
+    streams: TileStreams
     factors: tuple[int, ...]
 
     def complete(self, data: bytes) -> bytes:
         """Return a tile as a JPEG that decodes alone to the slide's pixels."""
-        return complete_jpeg(data, self.tables, self.color)
+        return self.streams.complete(data)
 
     def decode(self, data: bytes, index: int, factor: int) -> UInt8:
         """See TileDecoder."""
-        return decode_tile(
-            data,
-            tables=self.tables,
-            color=self.color,
-            width_px=self.width_px,
-            height_px=self.height_px,
-            factor=factor,
+        return self.streams.decode(
+            data, width_px=self.width_px, height_px=self.height_px, factor=factor
         )
 
 
@@ -149,7 +143,8 @@ def decoder_of(page: tifffile.TiffPage, first_tile: bytes) -> TileDecoder | None
     if len(frame.sampling) != 3:
         return None
     factors = SCALED_FACTORS if frame.is_mean_when_scaled else ()
-    return JpegTiles(page.tilewidth, page.tilelength, page.jpegtables, color, factors)
+    streams = TileStreams(page.jpegtables, color)
+    return JpegTiles(page.tilewidth, page.tilelength, streams, factors)
 
 
 def _rgb_from_ycbcr(samples: UInt8) -> UInt8:

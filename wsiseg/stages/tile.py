@@ -292,11 +292,10 @@ class _Maker:
     def _make(self, index: int) -> _Tile:
         raster, box = self.grid.raster, self.grid.box(index)
         labels = None if self.labeller is None else self.labeller(raster, box)
-        jpeg = self.slide.jpeg_tile(raster, box) if self.keeps_jpeg else None
-        if jpeg is not None:
-            if self.checks_jpeg:
-                self.slide.read(raster, box)  # a damaged tile fails the slide now
-            return _Tile(self.writer.keep(jpeg), labels, is_kept=True)
+        if self.keeps_jpeg:
+            jpeg = self.slide.jpeg_tile(raster, box, check=self.checks_jpeg)
+            if jpeg is not None:
+                return _Tile(self.writer.keep(jpeg), labels, is_kept=True)
         image = self.slide.read(raster, box)
         if self.normalize is not None:
             image = self.normalize(image)

@@ -46,12 +46,17 @@ class FileRecord:
     @classmethod
     def of(cls, path: Path) -> "FileRecord":
         """Read a file and describe it."""
+        with path.open("rb") as file:
+            return cls.of_parts(iter(lambda: file.read(_BLOCK_BYTES), b""))
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[bytes]) -> "FileRecord":
+        """Describe the file that consists of parts, one after the other."""
         hasher = hashlib.sha256()
         size = 0
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                hasher.update(block)
-                size += len(block)
+        for part in parts:
+            hasher.update(part)
+            size += len(part)
         return cls(size, hasher.hexdigest())
 
 
@@ -86,21 +91,16 @@ class Journal:
         """Whether `unit` was committed."""
         return self.is_sealed or unit in self._units
 
-    def commit(self, units: Mapping[str, Iterable[Path]]) -> None:
+    def commit(self, units: Mapping[str, Mapping[Path, FileRecord]]) -> None:
         """Record that units consist of files, which are complete; returns once that is durable.
 
         All of them with one sync. Who is killed before it may find some of them recorded and others
-        not, each as if committed alone. A file that does not exist (a chunk of nothing but fill
-        value) is left out.
+        not, each as if committed alone.
         """
         lines: list[bytes] = []
         recorded: dict[str, FileRecord] = {}
         for unit, files in units.items():
-            records = {
-                p.relative_to(self._folder).as_posix(): FileRecord.of(p)
-                for p in files
-                if p.exists()
-            }
+            records = {p.relative_to(self._folder).as_posix(): r for p, r in files.items()}
             text = {name: [r.size_bytes, r.sha256] for name, r in records.items()}
             line = {"unit": unit, "files": text, "check": _check(unit, text)}
             lines.append(json.dumps(line).encode() + b"\n")

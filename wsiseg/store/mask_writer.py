@@ -12,6 +12,7 @@ from wsiseg.classes import IGNORE, ClassTable
 from wsiseg.errors import StoreError
 from wsiseg.geometry import Box, Raster
 from wsiseg.store import layout, ngff
+from wsiseg.store.ledger import FileRecord
 from wsiseg.store.writer import StoreWriter
 
 UInt8 = npt.NDArray[np.uint8]
@@ -118,11 +119,13 @@ class MaskWriter(StoreWriter):
                 raise ValueError(msg)
             array[box.y : box.bottom, box.x : box.right] = values
             files.append(self._partial / array.path / "c" / str(row) / str(column))
-        self._journal.commit({f"{row}/{column}": files})
+        # A chunk of nothing but fill value has no file.
+        records = {path: FileRecord.of(path) for path in files if path.exists()}
+        self._journal.commit({f"{row}/{column}": records})
 
     def skip_chunks(self, chunks: Iterable[tuple[int, int]]) -> None:
         """Commit chunks (row, column) in which nothing was predicted; they are not stored."""
-        self._journal.commit({f"{row}/{column}": [] for row, column in chunks})
+        self._journal.commit({f"{row}/{column}": {} for row, column in chunks})
 
     def read(self, box: Box) -> UInt8:
         """Return labels written so far: uint8 (box.height, box.width), box inside the raster."""

@@ -9,6 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from wsiseg import outputs
 from wsiseg.store.codecs import with_checksum, without_checksum
+from wsiseg.store.ledger import FileRecord
 
 _ABSENT = (1 << 64) - 1
 _ENTRY_BYTES = 16
@@ -25,18 +27,23 @@ MAX_OPEN_INDICES = 4096
 """Indices of shards kept: 4 MiB with 64 chunks each."""
 
 
-def write_shard(path: Path, chunks: Sequence[bytes], chunks_per_shard: int) -> None:
-    """Write a shard whose first places hold `chunks`; it is absent or complete."""
+def write_shard(path: Path, chunks: Sequence[bytes], chunks_per_shard: int) -> FileRecord:
+    """Write a shard whose first places hold `chunks`; it is absent or complete.
+
+    Returns what the file must be, computed from memory beside the writing.
+    """
     index = np.full((chunks_per_shard, 2), _ABSENT, "<u8")
     lengths = np.fromiter((len(chunk) for chunk in chunks), np.uint64, len(chunks))
     index[: len(chunks), 0] = np.cumsum(lengths) - lengths
     index[: len(chunks), 1] = lengths
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = outputs.partial_path(path)
-    with partial.open("wb") as file:
-        file.writelines(chunks)
-        file.write(with_checksum(index.tobytes()))
+    parts = [*chunks, with_checksum(index.tobytes())]
+    with ThreadPoolExecutor(1) as beside, partial.open("wb") as file:
+        record = beside.submit(FileRecord.of_parts, parts)
+        file.writelines(parts)
     partial.replace(path)
+    return record.result()
 
 
 class ShardReader:

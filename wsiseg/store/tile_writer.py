@@ -12,6 +12,7 @@ from wsiseg.classes import IGNORE
 from wsiseg.errors import StoreError
 from wsiseg.store import layout
 from wsiseg.store.codecs import quiet_about_delta, tile_codec, with_checksum
+from wsiseg.store.ledger import FileRecord
 from wsiseg.store.shards import write_shard
 from wsiseg.store.writer import StoreWriter
 
@@ -132,20 +133,22 @@ class TileWriter(StoreWriter):
         if (labels is not None) != self._attributes["has_labels"]:
             msg = f"shard {shard}: labels must be given exactly if the store has them"
             raise ValueError(msg)
-        files = [layout.shard_path(self._partial / "images", shard, 4)]
-        write_shard(files[0], chunks, self._shard_tiles)
+        path = layout.shard_path(self._partial / "images", shard, 4)
+        files = {path: write_shard(path, chunks, self._shard_tiles)}
         labelled = np.zeros(len(tiles), np.int64)
         if labels is not None:
             if labels.shape != (len(tiles), size, size) or labels.dtype != np.uint8:
                 msg = f"shard {shard}: labels are {labels.dtype} {labels.shape}"
                 raise ValueError(msg)
-            files.append(layout.shard_path(self._partial / "labels", shard, 3))
+            path = layout.shard_path(self._partial / "labels", shard, 3)
             coded = [self._label_codec.encode(label) for label in labels]
-            write_shard(files[1], coded, self._shard_tiles)
+            files[path] = write_shard(path, coded, self._shard_tiles)
             labelled = (labels != IGNORE).sum(axis=(1, 2), dtype=np.int64)
         part = slice(tiles.start, tiles.stop)
         layout.array(self._group, "labelled_px")[part] = labelled
-        files.append(self._partial / "labelled_px" / "c" / str(shard))
+        path = self._partial / "labelled_px" / "c" / str(shard)
+        if path.exists():  # not if all are 0
+            files[path] = FileRecord.of(path)
         self._journal.commit({_unit(shard): files})
 
     def finish(self) -> None:
