@@ -60,9 +60,9 @@ def figure() -> Figure:
     return choose
 
 
-@pytest.fixture(scope="session")
-def is_soak() -> bool:
-    return soak_scale() is not None
+@pytest.fixture(scope="session", name="soak_scale")
+def soak_scale_fixture() -> float | None:
+    return soak_scale()
 
 
 @pytest.fixture

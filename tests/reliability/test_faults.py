@@ -15,7 +15,8 @@ from reliability.bench import commands, snapshot
 from reliability.faults import KINDS
 
 PR_SHARE = {"kill": 4, "torn": 6, "ENOSPC": 8, "EIO": 8}
-"""An ordinary test run tries every fourth, sixth, ... n, from a random one on; a soak tries all."""
+"""An ordinary test run tries every fourth, sixth, ... n, from a random one on; a soak at full scale
+tries all, one at a tenth of it every tenth."""
 
 ERRORS = {"ENOSPC": "No space left on device", "EIO": "Input/output error"}
 
@@ -44,14 +45,12 @@ def assert_survives(bench, command, kind, n):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["tile", "segment", "export", "pretrain", "finetune"])
-def test_no_failed_call_corrupts_anything(bench, scorecard, is_soak, seed, name, kind):
-    if not is_soak and name in ("pretrain", "finetune"):
+def test_no_failed_call_corrupts_anything(bench, scorecard, soak_scale, seed, name, kind):
+    if soak_scale is None and name in ("pretrain", "finetune"):
         pytest.skip("in the soak: a second for each of hundreds of calls")
     command = commands("large" if name in ("pretrain", "finetune") else "small")[name]
-    numbers = range(1, len(bench.calls(command)) + 1)
-    if not is_soak:
-        step = PR_SHARE[kind]
-        numbers = numbers[random.Random(seed).randrange(step) :: step]
+    step = PR_SHARE[kind] if soak_scale is None else max(1, round(1 / soak_scale))
+    numbers = range(1 + random.Random(seed).randrange(step), len(bench.calls(command)) + 1, step)
     bench.each(lambda n: assert_survives(bench, command, kind, n), numbers)
     scorecard.add("faults injected", len(numbers))
     scorecard.add("silent corruptions", 0)

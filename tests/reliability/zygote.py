@@ -123,6 +123,8 @@ def main() -> None:
     other_lanes, modules = json.loads(sys.argv[1]), sys.argv[2:]
     for name in modules:
         importlib.import_module(name)
+    if "wsiseg.slides.probe_server" in sys.modules:
+        _fork_helpers()
     if "reliability.faults" in sys.modules:
         _prepare_for_many()
     lanes = [os.fork() == 0 and _serve_lane(*ends) for ends in other_lanes]
@@ -150,7 +152,7 @@ def _serve_all(requests: int, answers: int) -> None:
 
 
 def _prepare_for_many() -> None:
-    """Make runs cheap and alike: everything loaded, small shards, helpers forked.
+    """Make runs cheap and alike: everything loaded, small shards.
 
     The commit is looked up once too; one made meanwhile would change what is written.
     """
@@ -161,7 +163,6 @@ def _prepare_for_many() -> None:
     from wsiseg.store import tiles
 
     tiles.MAX_TILES_PER_SHARD = 4
-    _fork_helpers()
     warm_up()
     gc.collect()
     gc.freeze()
@@ -266,7 +267,8 @@ class _ForkedHelper:
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         if self.pid == 0:
             try:
-                for descriptor, target in ((request_r, 0), (answer_w, 1)):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                for descriptor, target in ((request_r, 0), (answer_w, 1), (nothing, 2)):
                     os.dup2(descriptor, target)
                 for descriptor in (request_r, request_w, answer_r, answer_w):
                     os.close(descriptor)
