@@ -8,7 +8,7 @@ from pathlib import Path
 from wsiseg.errors import OutputExistsError
 from wsiseg.outputs import check_not_read, explaining
 from wsiseg.progress import Progress
-from wsiseg.settings.export import ExportConfig, ExtraOutputs, geojson_stem
+from wsiseg.settings.export import ExportConfig, ExtraOutputs, beside_geojson
 from wsiseg.settings.segment import SegmentConfig
 from wsiseg.slides.cohort import CohortEntry
 from wsiseg.stages import export, segment
@@ -29,15 +29,14 @@ class SegmentJob:
     @property
     def mask(self) -> Path:
         """The slide mask beside the GeoJSON."""
-        return self.geojson.with_name(f"{geojson_stem(self.geojson)}.mask.zarr")
+        return beside_geojson(self.geojson, ".mask.zarr")
 
     @property
     def overlay(self) -> Path:
         """The overlay picture beside the GeoJSON; a slide that has its name keeps it."""
-        stem = geojson_stem(self.geojson)
-        path = self.geojson.with_name(f"{stem}.png")
+        path = beside_geojson(self.geojson, ".png")
         is_slide = os.path.realpath(path) == os.path.realpath(self.entry.path)
-        return self.geojson.with_name(f"{stem}.overlay.png") if is_slide else path
+        return beside_geojson(self.geojson, ".overlay.png") if is_slide else path
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,14 @@ GEOJSON_SUFFIXES = (".geojson", ".geojson.gz")
 """What the name of an output ends in; the second is packed with gzip."""
 
 
-def geojson_stem(path: Path) -> str:
-    """Return a file's name without the suffixes of GeoJSON."""
-    return path.name.removesuffix(".gz").removesuffix(".geojson")
+OBJECTS_CSV, CLASSES_CSV = ".objects.csv", ".classes.csv"
+ANNOTATION_STORE, OME_TIFF = ".db", ".ome.tiff"
+"""What the names of the files beside a GeoJSON end in."""
+
+
+def beside_geojson(path: Path, end: str) -> Path:
+    """Return `X` + `end` for a GeoJSON `X.geojson` or `X.geojson.gz`."""
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".geojson") + end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +68,9 @@ class ExtraOutputs:
     def paths(self, geojson: Path) -> list[Path]:
         """Return the files that are written beside a GeoJSON."""
         chosen = {
-            ".objects.csv": self.csv,
-            ".classes.csv": self.csv,
-            ".db": self.annotation_store,
-            ".ome.tiff": self.ome_tiff,
+            OBJECTS_CSV: self.csv,
+            CLASSES_CSV: self.csv,
+            ANNOTATION_STORE: self.annotation_store,
+            OME_TIFF: self.ome_tiff,
         }
-        stem = geojson_stem(geojson)
-        return [geojson.with_name(stem + end) for end, is_chosen in chosen.items() if is_chosen]
+        return [beside_geojson(geojson, end) for end, is_chosen in chosen.items() if is_chosen]

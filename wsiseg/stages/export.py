@@ -13,7 +13,15 @@ from wsiseg.geometry import Box
 from wsiseg.outputs import output_lock
 from wsiseg.progress import Progress, SilentProgress
 from wsiseg.runinfo import RunInfo, check_same_run, fingerprint_of
-from wsiseg.settings.export import ExportConfig, ExtraOutputs, geojson_stem
+from wsiseg.settings.export import (
+    ANNOTATION_STORE,
+    CLASSES_CSV,
+    OBJECTS_CSV,
+    OME_TIFF,
+    ExportConfig,
+    ExtraOutputs,
+    beside_geojson,
+)
 from wsiseg.store.masks import SlideMask
 from wsiseg.store.ome_tiff import write_ome_tiff
 from wsiseg.vector.annotation_store import annotation_store
@@ -105,22 +113,21 @@ def _export(
         check_replaceable(output, extra)
         if output.exists():
             check_same_run(_run_of(output), info.fingerprint, output=output)
-    stem = output.with_name(geojson_stem(output))
     with ExitStack() as stack:
         sinks: list[ObjectSink] = []
         if extra.csv:
             sinks.append(
                 stack.enter_context(
                     object_table(
-                        stem.with_name(f"{stem.name}.objects.csv"),
-                        stem.with_name(f"{stem.name}.classes.csv"),
+                        beside_geojson(output, OBJECTS_CSV),
+                        beside_geojson(output, CLASSES_CSV),
                         raster=store.raster,
                         classes=store.classes,
                     )
                 )
             )
         if extra.annotation_store:
-            path = stem.with_name(f"{stem.name}.db")
+            path = beside_geojson(output, ANNOTATION_STORE)
             offset = origin_l0(store.slide, config.origin)
             sinks.append(
                 stack.enter_context(annotation_store(path, classes=store.classes, offset=offset))
@@ -137,7 +144,7 @@ def _export(
             sinks=sinks,
         )
     if extra.ome_tiff:
-        write_ome_tiff(stem.with_name(f"{stem.name}.ome.tiff"), store)
+        write_ome_tiff(beside_geojson(output, OME_TIFF), store)
     progress.finish()
     return result
 
