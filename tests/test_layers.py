@@ -34,6 +34,7 @@ LAYERS = {
     "progress": 0,
     "jpeg": 0,
     "interrupts": 0,
+    "memory": 0,
 }
 
 SIBLINGS_ALLOWED = {0, 1, 6}

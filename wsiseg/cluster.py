@@ -3,10 +3,12 @@
 One item is one task. What goes wrong with an item, the death of its worker process included,
 becomes an `Outcome` of that item; nothing that one item does fails another. Knows nothing of
 slides, of progress or of what the function writes. Functions must be idempotent (every stage is:
-it goes on where it stopped), for an item whose worker died is tried again.
+it goes on where it stopped), for an item whose worker died is tried again. The caller may give
+another item for that, such as one that takes less memory.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import time
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsiseg.errors import ConfigError, WsisegError
+from wsiseg.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -44,6 +47,8 @@ class Outcome:
     error_type: str | None = None
     traceback: str | None = None
     seconds: float = 0.0
+    is_memory: bool = False
+    """It failed for want of memory, or its process died, of which that is the usual cause."""
 
 
 def map_items(
@@ -53,6 +58,7 @@ def map_items(
     workers: int = 1,
     scheduler: str | None = None,
     on_result: Callable[[int, Outcome], None],
+    second_try: "Callable[[int, Outcome], ItemT | None] | None" = None,
 ) -> list[Outcome]:
     """Return the outcome of `function(item)` for each item, in the order of the items.
 
@@ -67,6 +73,10 @@ def map_items(
         Address of a dask scheduler ("tcp://10.0.0.5:8786") to use instead.
     on_result
         Called in this thread with the item's index as each outcome arrives, in any order.
+    second_try
+        Called in this thread when an item failed, or lost its worker, for the first time, and not
+        again for that item. Gives the item to go on with, or None: a failure is then the outcome,
+        and after a death the same item is tried again.
 
     Raises
     ------
@@ -78,14 +88,16 @@ def map_items(
     if scheduler is None and workers <= 1:
         outcomes = []
         for index, item in enumerate(items):
-            outcomes.append(_attempt(function, item))
+            outcome = _attempt(function, item)
+            again = second_try(index, outcome) if second_try and outcome.error else None
+            outcomes.append(outcome if again is None else _attempt(function, again))
             on_result(index, outcomes[index])
         return outcomes
     if not items:
         return []
     opened = _local_client(min(workers, len(items))) if scheduler is None else _client(scheduler)
     with opened as client:
-        return _Mapping(client, function, items, on_result).run()
+        return _Mapping(client, function, items, on_result=on_result, second_try=second_try).run()
 
 
 def _attempt(function: Callable[[ItemT], object], item: ItemT) -> Outcome:
@@ -94,8 +106,14 @@ def _attempt(function: Callable[[ItemT], object], item: ItemT) -> Outcome:
     try:
         value = function(item)
     except Exception as error:  # noqa: BLE001 - an item's failure must never reach another item
-        return _failure(error, began)
-    return Outcome(value=value, seconds=time.perf_counter() - began)
+        failure = _failure(error, began)
+    else:
+        return Outcome(value=value, seconds=time.perf_counter() - began)
+    if failure.is_memory:
+        # A future holds its error, whose traceback holds the frame that holds the future: until
+        # the collector comes, so stays all that the failed attempt took.
+        gc.collect()
+    return failure
 
 
 def _failure(error: BaseException, began: float) -> Outcome:
@@ -106,6 +124,7 @@ def _failure(error: BaseException, began: float) -> Outcome:
         error_type=name,
         traceback="".join(traceback.format_exception(error)),
         seconds=time.perf_counter() - began,
+        is_memory=is_out_of_memory(error),
     )
 
 
@@ -122,14 +141,19 @@ class _Mapping:
         client: "Client",
         function: Callable[[Any], object],
         items: Sequence[Any],
+        *,
         on_result: Callable[[int, Outcome], None],
+        second_try: Callable[[int, Outcome], Any] | None,
     ) -> None:
         self._client = client
         self._function = function
-        self._items = items
+        self._items = list(items)
         self._on_result = on_result
+        self._second_try = second_try
         self._began = time.perf_counter()
         self._deaths = [0] * len(items)
+        self._attempts = [0] * len(items)
+        self._had_second_try: set[int] = set()
         self._outcomes: dict[int, Outcome] = {}
 
     def run(self) -> list[Outcome]:
@@ -153,27 +177,40 @@ class _Mapping:
             for future in finished:
                 index = index_of.pop(future)
                 outcome = self._outcome(index, future)
-                if outcome is not None:
-                    self._settle(index, outcome)
-                elif self._deaths[index] < deaths_allowed:
+                is_changed = self._change_item(index, outcome or self._death(index))
+                if outcome is None and self._deaths[index] >= deaths_allowed:
+                    died.add(index)
+                elif outcome is None or is_changed:
                     again = self._submit(index)
                     index_of[again] = index
                     finished.add(again)
                 else:
-                    died.add(index)
+                    self._settle(index, outcome)
         except BaseException:
             self._client.cancel(list(index_of), force=True)
             raise
         return died
 
+    def _change_item(self, index: int, outcome: Outcome) -> bool:
+        """Put what the caller gives for a second try in an item's place; whether it gave one."""
+        if outcome.error is None or self._second_try is None or index in self._had_second_try:
+            return False
+        self._had_second_try.add(index)
+        item = self._second_try(index, outcome)
+        if item is None:
+            return False
+        self._items[index] = item
+        return True
+
     def _submit(self, index: int) -> "Future[Outcome]":
         # The key is ours, so that equal items are not merged into one task, and names the
         # attempt, so that dask does not remember the failure of the one before.
+        self._attempts[index] += 1
         return self._client.submit(
             _attempt,
             self._function,
             self._items[index],
-            key=(f"wsiseg-{id(self):x}", index, self._deaths[index]),
+            key=(f"wsiseg-{id(self):x}", index, self._attempts[index]),
             pure=False,
         )
 
@@ -191,13 +228,13 @@ class _Mapping:
         return outcome
 
     def _death(self, index: int) -> Outcome:
+        deaths = self._deaths[index]
+        times = "once" if deaths == 1 else f"{deaths} times"
         return Outcome(
-            error=(
-                "the worker process died (killed or out of memory) "
-                f"{self._deaths[index]} times on this item"
-            ),
+            error=f"the worker process died (killed or out of memory) {times} on this item",
             error_type="KilledWorker",
             seconds=time.perf_counter() - self._began,
+            is_memory=True,
         )
 
     def _settle(self, index: int, outcome: Outcome) -> None:

@@ -106,6 +106,45 @@ def test_items_whose_worker_was_taken_away_are_done_by_another(tasks, tmp_path, 
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failed_item_is_tried_once_more_as_the_caller_gives_it(tasks, workers):
+    asked: list[tuple[int, str | None]] = []
+
+    def second_try(index: int, outcome: Outcome) -> int | None:
+        asked.append((index, outcome.error_type))
+        return {1: 3, 2: 7}.get(index)  # item 1 fails again, another way; 4 is left as it is
+
+    outcomes = map_items(
+        tasks.fail_on_two, [0, 2, 2, 5, 2], workers=workers, on_result=ignore, second_try=second_try
+    )
+    assert values(outcomes) == [0, None, 7, 5, None]
+    assert outcomes[1].error == "KeyError: 'levels'"
+    assert outcomes[4].error == "slide 's2': not a slide"
+    assert sorted(asked) == [(index, "SlideOpenError") for index in (1, 2, 4)]
+
+
+def test_an_item_that_killed_its_worker_goes_on_as_the_caller_gives_it(tasks, tmp_path, capfd):
+    asked: list[tuple[int, str | None, bool]] = []
+
+    def second_try(index: int, outcome: Outcome) -> tuple[Path, int] | None:
+        asked.append((index, outcome.error, outcome.is_memory))
+        return (tmp_path, 7) if index == 0 else None
+
+    outcomes = map_items(
+        tasks.kill_own_worker_on_two,
+        [(tmp_path, 2), (tmp_path, 1)],
+        workers=2,
+        on_result=ignore,
+        second_try=second_try,
+    )
+    assert values(outcomes) == [7, 1]
+    assert len((tmp_path / "2").read_text().split()) == 1
+    death = "the worker process died (killed or out of memory) once on this item"
+    assert (0, death, True) in asked
+    assert len(asked) == len({index for index, _, _ in asked})
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_item_that_takes_too_much_memory_costs_only_itself(tasks, monkeypatch, capfd):
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 2 * 300_000_000)
     before = resident_bytes()

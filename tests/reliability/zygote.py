@@ -65,6 +65,11 @@ class Zygote:
         for request, answer in zip(requests, answers, strict=True):
             self._lanes.put((os.fdopen(request[1], "wb"), os.fdopen(answer[0], "rb")))
 
+    @property
+    def pid(self) -> int:
+        """The process that forks."""
+        return self._process.pid
+
     def __enter__(self) -> "Zygote":
         return self
 

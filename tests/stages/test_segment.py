@@ -117,6 +117,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("config", [
     {"chunk": 128}, {"num_workers": 1}, {"num_workers": 5}, {"batch_size": 1}, {"device": "cpu"},
+    {"lanes": 1}, {"lanes": 5},
 ], ids=str)  # fmt: skip
 def test_settings_of_speed_change_no_byte_and_are_the_same_run(
     segmented, slide, model, tmp_path, config

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import click
 
@@ -43,7 +43,20 @@ def overwrite_option(command: Command) -> Command:
     )(command)
 
 
-def run_over_slides(
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LessMemory(Generic[JobT]):
+    """How a command tries a slide once more that ran out of memory.
+
+    `lowered` : what the job of the second try has less of. `remedy` : what the user can do where
+    that is not enough either.
+    """
+
+    job: Callable[[JobT], JobT]
+    lowered: str
+    remedy: str
+
+
+def run_over_slides(  # noqa: PLR0913 - all but two by their names
     function: Callable[..., Any],
     jobs: Sequence[JobT],
     *,
@@ -53,6 +66,7 @@ def run_over_slides(
     workers: int,
     scheduler: str | None,
     as_json: bool,
+    less_memory: LessMemory[JobT] | None = None,
 ) -> int:
     """Map `function(job)` over slides, print failures as they come and the table at the end.
 
@@ -66,18 +80,33 @@ def run_over_slides(
 
     def on_result(index: int, outcome: Outcome) -> None:
         if outcome.error is not None:
-            failures[index] = outcome.error
-            click.echo(f"error: {_named(slide_ids[index], outcome.error)}", err=True)
+            remedy = _memory_remedy(less_memory, in_process=in_process) if outcome.is_memory else ""
+            failures[index] = outcome.error + remedy
+            click.echo(f"error: {_named(slide_ids[index], failures[index])}", err=True)
             logger.debug("%s", outcome.traceback)
         if not in_process:
             progress.advance()
 
+    def second_try(index: int, outcome: Outcome) -> JobT | None:
+        if less_memory is None or not outcome.is_memory:
+            return None
+        text = _named(slide_ids[index], outcome.error or "")
+        logger.warning("%s; trying it again with %s", text, less_memory.lowered)
+        return less_memory.job(jobs[index])
+
     work = _WithProgress(function, progress) if in_process else function
-    outcomes = map_items(work, jobs, workers=workers, scheduler=scheduler, on_result=on_result)
+    outcomes = map_items(
+        work,
+        jobs,
+        workers=workers,
+        scheduler=scheduler,
+        on_result=on_result,
+        second_try=second_try,
+    )
     progress.finish()
     rows = [
-        {"slide_id": slide_ids[i], "status": "failed", "error": outcome.error}
-        if outcome.error is not None
+        {"slide_id": slide_ids[i], "status": "failed", "error": failures[i]}
+        if i in failures
         else {"status": "ok", **dataclasses.asdict(outcome.value)}
         for i, outcome in enumerate(outcomes)
     ]
@@ -105,4 +134,14 @@ class _WithProgress:
 
 
 def _named(slide_id: str, error: str) -> str:
-    return error if slide_id in error else f"slide '{slide_id}': {error}"
+    return error if f"slide '{slide_id}'" in error else f"slide '{slide_id}': {error}"
+
+
+def _memory_remedy(less_memory: LessMemory[Any] | None, *, in_process: bool) -> str:
+    """Return what an error for want of memory ends with."""
+    remedies = [
+        *([] if in_process else ["fewer --workers"]),
+        *([] if less_memory is None else [less_memory.remedy]),
+        "a machine with more memory",
+    ]
+    return f"; use {', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from wsiseg.cli.many import Command, many_slides_options, overwrite_option, run_over_slides
+from wsiseg.cli.many import (
+    Command,
+    LessMemory,
+    many_slides_options,
+    overwrite_option,
+    run_over_slides,
+)
 from wsiseg.cli.options import config_options
 from wsiseg.progress import Progress
 from wsiseg.settings.export import GEOJSON_SUFFIXES, ExportConfig, ExtraOutputs
@@ -85,7 +91,7 @@ def segment_command(  # noqa: PLR0913 - click passes each option by its name
 
     if workers == 1 and scheduler is None:
         start_probing()  # its imports go on beside ours
-    from wsiseg.cli.segment_job import SegmentJob, run
+    from wsiseg.cli.segment_job import LOWERED, SegmentJob, run, with_less_memory
     from wsiseg.models.checkpoint import load_checkpoint
     from wsiseg.models.packaged import packaged_model
     from wsiseg.slides.cohort import resolve_slides
@@ -125,6 +131,9 @@ def segment_command(  # noqa: PLR0913 - click passes each option by its name
         workers=workers,
         scheduler=scheduler,
         as_json=as_json,
+        less_memory=LessMemory(
+            job=with_less_memory, lowered=LOWERED, remedy="a smaller --batch-size (on a GPU)"
+        ),
     )
 
 

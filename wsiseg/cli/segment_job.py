@@ -91,6 +91,16 @@ def run(job: SegmentJob, *, progress: Progress | None = None) -> SlideResult:
     )
 
 
+LOWERED = "half of --batch-size on a GPU, one window at a time on a CPU"
+"""What a job `with_less_memory` has less of."""
+
+
+def with_less_memory(job: SegmentJob) -> SegmentJob:
+    """Return the job with less of what takes memory and changes no result."""
+    config = dataclasses.replace(job.config, batch_size=max(1, job.config.batch_size // 2), lanes=1)
+    return dataclasses.replace(job, config=config)
+
+
 def _check_outputs(job: SegmentJob) -> None:
     """Refuse, before the work begins, to replace the slide or a file that is not ours."""
     for path in (job.geojson, job.mask, job.overlay, *job.extra.paths(job.geojson)):

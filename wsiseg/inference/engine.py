@@ -43,7 +43,8 @@ of the caller (it resolves a row of windows in some 0.1 s) leaves the network wi
 class Engine:
     """A segmenter on a device.
 
-    `batch_size` counts only on a GPU; `num_readers` are threads that read ahead.
+    `batch_size` counts only on a GPU, `lanes` only on a CPU; `num_readers` are threads that read
+    ahead. Memory grows with each.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Engine:
         num_readers: int,
         amp: bool,
         tta: str = "none",
+        lanes: int | None = None,
     ) -> None:
         """Move the segmenter to the device.
 
@@ -64,6 +66,8 @@ class Engine:
             Logits (N, num_labels, H, W) of images (N, 3, H, W) in [-1, 1]: a `Segmenter`.
         tta
             Test-time augmentation, a name of `wsiseg.inference.symmetry`.
+        lanes
+            Network calls that go on at once on a CPU; one per core if None.
         """
         self._segmenter = segmenter.to(device).eval()
         self._device = device
@@ -71,7 +75,7 @@ class Engine:
         self._num_readers = num_readers
         self._amp = amp and has_fast_bf16(device)
         self._symmetries = symmetries(tta)
-        self._lanes = torch.get_num_threads() if device.type == "cpu" else 1
+        self._lanes = (lanes or torch.get_num_threads()) if device.type == "cpu" else 1
         self._meter = Meter(self._lanes)
 
     @property

@@ -42,6 +42,14 @@ class SegmentConfig:
         minimum=1,
         affects_result=False,
     )
+    lanes: int | None = setting(
+        None,
+        "Windows that a CPU predicts at once, which takes memory for each; default: one per core.",
+        flag=False,
+        minimum=1,
+        maximum=1024,
+        affects_result=False,
+    )
     num_workers: int = setting(
         2,
         "Threads that read ahead.",

@@ -136,6 +136,7 @@ def _engine(config: SegmentConfig, checkpoint: SegmenterCheckpoint) -> Engine:
         num_readers=config.num_workers,
         amp=config.amp,
         tta=config.tta,
+        lanes=config.lanes,
     )
 
 
