@@ -8,47 +8,24 @@ another item for that, such as one that takes less memory.
 """
 
 import contextlib
-import gc
 import logging
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wsiseg.errors import ConfigError, WsisegError
-from wsiseg.memory import is_out_of_memory
+from wsiseg.errors import ConfigError
+from wsiseg.outcome import MAX_DEATHS, Outcome, attempt, death, failure
+from wsiseg.progress import Progress
+from wsiseg.sequence import run_in_sequence
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
 
 ItemT = TypeVar("ItemT")
 
-MAX_DEATHS = 3
-"""Worker processes that one item may cost before it is given up. One death can be the machine's
-doing (memory taken by a neighbour, a preempted node), three in a row are the item's."""
-
 CONNECT_TIMEOUT_S = 15
 """A scheduler that is there answers within a second, over a slow network within a few."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came of one item: a value, or the text of an error.
-
-    `error` is fit to show to a user: the message alone for our own errors, with the type in front
-    for others. `traceback` is the worker's, for logs; None where the process died.
-    """
-
-    value: Any = None
-    """Whatever the function returned; None if it failed. Only the caller knows the type."""
-    error: str | None = None
-    error_type: str | None = None
-    traceback: str | None = None
-    seconds: float = 0.0
-    is_memory: bool = False
-    """It failed for want of memory, or its process died, of which that is the usual cause."""
 
 
 def map_items(
@@ -59,6 +36,7 @@ def map_items(
     scheduler: str | None = None,
     on_result: Callable[[int, Outcome], None],
     second_try: "Callable[[int, Outcome], ItemT | None] | None" = None,
+    progress: Progress | None = None,
 ) -> list[Outcome]:
     """Return the outcome of `function(item)` for each item, in the order of the items.
 
@@ -66,7 +44,8 @@ def map_items(
     ----------
     function
         Importable by name, as are the items' types: they travel to other processes. With one
-        worker and no scheduler it runs in this process and dask is not even imported.
+        worker and no scheduler dask is not even imported: a single item runs in this process, and
+        of several one after the other runs in a child, whose death costs the item only.
     workers
         Processes on this machine, each with one item at a time.
     scheduler
@@ -77,6 +56,8 @@ def map_items(
         Called in this thread when an item failed, or lost its worker, for the first time, and not
         again for that item. Gives the item to go on with, or None: a failure is then the outcome,
         and after a death the same item is tried again.
+    progress
+        With one worker and no scheduler passed on to the function as `progress`; else not used.
 
     Raises
     ------
@@ -86,46 +67,14 @@ def map_items(
         Passed on after all items were cancelled and the local workers ended.
     """
     if scheduler is None and workers <= 1:
-        outcomes = []
-        for index, item in enumerate(items):
-            outcome = _attempt(function, item)
-            again = second_try(index, outcome) if second_try and outcome.error else None
-            outcomes.append(outcome if again is None else _attempt(function, again))
-            on_result(index, outcomes[index])
-        return outcomes
+        return run_in_sequence(
+            function, items, on_result=on_result, second_try=second_try, progress=progress
+        )
     if not items:
         return []
     opened = _local_client(min(workers, len(items))) if scheduler is None else _client(scheduler)
     with opened as client:
         return _Mapping(client, function, items, on_result=on_result, second_try=second_try).run()
-
-
-def _attempt(function: Callable[[ItemT], object], item: ItemT) -> Outcome:
-    """Run the function on one item; the one place where any error of an item is caught."""
-    began = time.perf_counter()
-    try:
-        value = function(item)
-    except Exception as error:  # noqa: BLE001 - an item's failure must never reach another item
-        failure = _failure(error, began)
-    else:
-        return Outcome(value=value, seconds=time.perf_counter() - began)
-    if failure.is_memory:
-        # A future holds its error, whose traceback holds the frame that holds the future: until
-        # the collector comes, so stays all that the failed attempt took.
-        gc.collect()
-    return failure
-
-
-def _failure(error: BaseException, began: float) -> Outcome:
-    name, text = type(error).__name__, str(error)
-    shown = text if isinstance(error, WsisegError) and text else f"{name}: {text}".rstrip(": ")
-    return Outcome(
-        error=shown,
-        error_type=name,
-        traceback="".join(traceback.format_exception(error)),
-        seconds=time.perf_counter() - began,
-        is_memory=is_out_of_memory(error),
-    )
 
 
 class _Mapping:
@@ -207,7 +156,7 @@ class _Mapping:
         # attempt, so that dask does not remember the failure of the one before.
         self._attempts[index] += 1
         return self._client.submit(
-            _attempt,
+            attempt,
             self._function,
             self._items[index],
             key=(f"wsiseg-{id(self):x}", index, self._attempts[index]),
@@ -224,18 +173,12 @@ class _Mapping:
             self._deaths[index] += error.allowed_failures + 1
             return None
         except Exception as error:  # noqa: BLE001 - such as a value that cannot be sent back
-            return _failure(error, self._began)
+            return failure(error, self._began)
         return outcome
 
     def _death(self, index: int) -> Outcome:
-        deaths = self._deaths[index]
-        times = "once" if deaths == 1 else f"{deaths} times"
-        return Outcome(
-            error=f"the worker process died (killed or out of memory) {times} on this item",
-            error_type="KilledWorker",
-            seconds=time.perf_counter() - self._began,
-            is_memory=True,
-        )
+        how = "died (killed or out of memory)"
+        return death(self._deaths[index], how, self._began, is_memory=True)
 
     def _settle(self, index: int, outcome: Outcome) -> None:
         self._outcomes[index] = outcome

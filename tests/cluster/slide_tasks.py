@@ -1,5 +1,7 @@
 """Functions that the tests send to real worker processes; importable there by this name."""
 
+import fcntl
+import logging
 import os
 import signal
 import threading
@@ -7,6 +9,7 @@ import time
 from pathlib import Path
 
 from wsiseg.errors import SlideOpenError
+from wsiseg.progress import Progress
 
 
 def square(number: int) -> int:
@@ -80,3 +83,20 @@ def listening_addresses(_: int) -> list[str]:
 def sleep_a_minute(folder: Path) -> None:
     (folder / str(os.getpid())).touch()
     time.sleep(60)
+
+
+def tell(number: int, *, progress: Progress) -> int:
+    """Show progress and log a line, as a stage does."""
+    progress.start(f"item {number}", 2, unit="tiles")
+    progress.advance(note="half")
+    logging.getLogger("wsiseg.slides").warning("slide %d is odd: %s", number, threading.Lock())
+    progress.advance()
+    return os.getpid()
+
+
+def hold_a_lock(folder: Path) -> None:
+    """Say that the work has begun, and work for a minute."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (folder / "pid").write_text(str(os.getpid()))
+        time.sleep(60)

@@ -11,8 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from wsiseg.cluster import MAX_DEATHS, Outcome, map_items
+from wsiseg.cluster import map_items
 from wsiseg.errors import ConfigError
+from wsiseg.outcome import MAX_DEATHS, Outcome
 
 LOCALHOST = "0100007F"
 """127.0.0.1 as /proc/net/tcp writes it."""
@@ -38,13 +39,14 @@ def values(outcomes: list[Outcome]) -> list[object]:
     return [outcome.value for outcome in outcomes]
 
 
-def test_one_worker_runs_in_this_process_without_dask():
+def test_one_worker_needs_no_dask():
     code = (
         "import sys\n"
         "from wsiseg.cluster import map_items\n"
-        "outcomes = map_items(abs, [-1, -2], on_result=lambda i, o: None)\n"
-        "assert [o.value for o in outcomes] == [1, 2]\n"
-        "print('dask' in sys.modules or 'distributed' in sys.modules)\n"
+        "if __name__ == '__main__':\n"
+        "    outcomes = map_items(abs, [-1, -2], on_result=lambda i, o: None)\n"
+        "    assert [o.value for o in outcomes] == [1, 2]\n"
+        "    print('dask' in sys.modules or 'distributed' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -78,19 +80,25 @@ def test_an_exception_is_the_outcome_of_its_item_only(tasks, workers):
     assert "fail_on_two" in ours.traceback
 
 
-def test_equal_items_are_each_done_and_a_value_that_cannot_be_sent_back_is_an_error(tasks):
-    outcomes = map_items(tasks.return_what_cannot_be_sent, [0, 1, 0], workers=2, on_result=ignore)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_equal_items_are_each_done_and_a_value_that_cannot_be_sent_back_is_an_error(tasks, workers):
+    outcomes = map_items(
+        tasks.return_what_cannot_be_sent, [0, 1, 0], workers=workers, on_result=ignore
+    )
     assert values(outcomes) == [0, None, 0]
     assert [o.error is None for o in outcomes] == [True, False, True]
 
 
-def test_an_item_that_kills_its_workers_is_given_up_and_the_others_finish(tasks, tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("workers", "how"), [(1, "was killed by SIGKILL"), (2, "died (killed or out of memory)")]
+)
+def test_an_item_that_kills_its_workers_is_given_up_and_the_others_finish(
+    tasks, tmp_path, capfd, workers, how
+):
     items = [(tmp_path, number) for number in range(8)]
-    outcomes = map_items(tasks.kill_own_worker_on_two, items, workers=2, on_result=ignore)
+    outcomes = map_items(tasks.kill_own_worker_on_two, items, workers=workers, on_result=ignore)
     assert values(outcomes) == [0, 1, None, 3, 4, 5, 6, 7]
-    assert outcomes[2].error == (
-        "the worker process died (killed or out of memory) 3 times on this item"
-    )
+    assert outcomes[2].error == f"the worker process {how} 3 times on this item"
     assert outcomes[2].error_type == "KilledWorker"
     starts = {number: (tmp_path / str(number)).read_text().split() for number in range(8)}
     assert len(starts[2]) == len({*starts[2]}) == MAX_DEATHS
@@ -99,9 +107,10 @@ def test_an_item_that_kills_its_workers_is_given_up_and_the_others_finish(tasks,
     assert capfd.readouterr() == ("", "")
 
 
-def test_items_whose_worker_was_taken_away_are_done_by_another(tasks, tmp_path, capfd):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_items_whose_worker_was_taken_away_are_done_by_another(tasks, tmp_path, capfd, workers):
     items = [(tmp_path, number) for number in range(4)]
-    outcomes = map_items(tasks.kill_own_worker_once, items, workers=2, on_result=ignore)
+    outcomes = map_items(tasks.kill_own_worker_once, items, workers=workers, on_result=ignore)
     assert values(outcomes) == [0, 1, 2, 3]
     assert capfd.readouterr() == ("", "")
 

@@ -125,8 +125,9 @@ def test_work_that_does_not_stop_is_ended_after_the_grace():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", CODES, ids=lambda n: n.name)
-def test_workers_end_with_the_command(bench, scorecard, tmp_path, number):
+def test_workers_end_with_the_command(bench, scorecard, number, workers):
     command = commands("large")["tile"]
     folder = bench.folder(command)
     for i in range(40):  # enough to be at work when the signal comes
@@ -135,7 +136,7 @@ def test_workers_end_with_the_command(bench, scorecard, tmp_path, number):
     args = [a for a in args if a not in ("--classes", "classes.yaml", "large.png")]
     process = subprocess.Popen(
         [sys.executable, "-m", "wsiseg", *args, *sorted(str(p) for p in folder.glob("*.png")),
-         "--workers", "2"],
+         "--workers", workers],
         cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip

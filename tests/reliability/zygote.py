@@ -279,6 +279,7 @@ class _ForkedHelper:
                     os.close(descriptor)
                 from wsiseg.slides import probe_server
 
+                sys.stdin = os.fdopen(0, closefd=False)  # a child of `multiprocessing` has another
                 probe_server.main()
             finally:
                 os._exit(0)
@@ -304,7 +305,10 @@ class _ForkedHelper:
 
 
 def _fork_helpers() -> None:
+    from wsiseg import child
     from wsiseg.slides import probe
+
+    child.START_METHOD = "fork"  # the same for the child of a command over several slides
 
     def start(server: Any) -> Any:
         if server._process is None or server._process.poll() is not None:

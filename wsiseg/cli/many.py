@@ -8,7 +8,8 @@ from typing import Any, Generic, TypeVar
 import click
 
 from wsiseg.cli.report import TerminalProgress, print_summary
-from wsiseg.cluster import Outcome, map_items
+from wsiseg.cluster import map_items
+from wsiseg.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def run_over_slides(  # noqa: PLR0913 - all but two by their names
 ) -> int:
     """Map `function(job)` over slides, print failures as they come and the table at the end.
 
-    In this process `function` also gets `progress=`. Returns the exit code: 1 if any failed.
+    With one worker `function` also gets `progress=`. Returns the exit code: 1 if any failed.
     """
     failures: dict[int, str] = {}
     progress = TerminalProgress()
@@ -94,14 +95,14 @@ def run_over_slides(  # noqa: PLR0913 - all but two by their names
         logger.warning("%s; trying it again with %s", text, less_memory.lowered)
         return less_memory.job(jobs[index])
 
-    work = _WithProgress(function, progress) if in_process else function
     outcomes = map_items(
-        work,
+        function,
         jobs,
         workers=workers,
         scheduler=scheduler,
         on_result=on_result,
         second_try=second_try,
+        progress=progress,
     )
     progress.finish()
     rows = [
@@ -117,20 +118,6 @@ def run_over_slides(  # noqa: PLR0913 - all but two by their names
         title=f"{label}: {len(jobs) - len(failures)} of {len(jobs)} slides done",
     )
     return 1 if failures else 0
-
-
-class _WithProgress:
-    """Calls a stage with the terminal's progress; used only inside this process."""
-
-    def __init__(self, function: Callable[..., Any], progress: TerminalProgress) -> None:
-        self._function = function
-        self._progress = progress
-
-    def __call__(self, job: object) -> object:
-        try:
-            return self._function(job, progress=self._progress)
-        finally:
-            self._progress.finish()
 
 
 def _named(slide_id: str, error: str) -> str:

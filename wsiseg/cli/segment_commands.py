@@ -89,8 +89,8 @@ def segment_command(  # noqa: PLR0913 - click passes each option by its name
     """
     from wsiseg.slides.probe import start_probing
 
-    if workers == 1 and scheduler is None:
-        start_probing()  # its imports go on beside ours
+    if workers == 1 and scheduler is None and len(slides) == 1 and Path(slides[0]).is_file():
+        start_probing()  # its imports go on beside ours; of several slides each process has its own
     from wsiseg.cli.segment_job import LOWERED, SegmentJob, run, with_less_memory
     from wsiseg.models.checkpoint import load_checkpoint
     from wsiseg.models.packaged import packaged_model

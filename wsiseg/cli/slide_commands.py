@@ -115,8 +115,8 @@ def tile_command(  # noqa: PLR0913 - one argument per option
     """
     from wsiseg.slides.probe import start_probing
 
-    if workers == 1 and scheduler is None:
-        start_probing()  # its imports go on beside ours
+    if workers == 1 and scheduler is None and len(slides) == 1 and Path(slides[0]).is_file():
+        start_probing()  # its imports go on beside ours; of several slides each process has its own
     from wsiseg.cli.labels import find_labels
     from wsiseg.slides.cohort import resolve_slides
     from wsiseg.stages.tile import run
