@@ -109,7 +109,8 @@ class Watch(threading.Thread):
     def run(self):
         while self._process.returncode is None:
             if self._begin.exists():
-                self.seen.append(memory_bytes(self._process.pid, "VmRSS"))
+                # Its own memory: pages of libraries that it comes to use late are nobody's fault.
+                self.seen.append(memory_bytes(self._process.pid, "RssAnon"))
             threading.Event().wait(0.05)
 
 
@@ -141,7 +142,7 @@ def test_a_worker_over_its_limit_costs_a_try_and_the_command_no_memory(
         assert "error: slide 'hopeless': the worker process died" in stderr
         assert "; use fewer --workers, a smaller --batch-size" in stderr
         assert "Traceback" not in stderr
-        assert max(watch.seen) - watch.seen[0] < 100 * MB
+        assert max(watch.seen) - watch.seen[0] < 50 * MB
         assert {k: v for k, v in snapshot(folder, "out").items() if "hopeless" not in k} == (
             undisturbed
         )
