@@ -22,7 +22,8 @@ def workers_at(slides: Collection[Path]) -> dict[int, Path]:
 
 def memory_bytes(pid: int, name: str) -> int:
     """Return a line of a process's status, such as VmRSS (what it has) or VmSize (may touch)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
     return 0  # it has ended

@@ -48,7 +48,8 @@ def ranks_of(run):
 
 def kill_ranks(run, folder, num, rng):
     """Kill a process at random times, each after the run got further; return how many it were."""
-    killed, reached, gone = 0, 0, set()
+    killed, reached = 0, 0
+    gone: set[int] = set()
     end = time.monotonic() + TIMEOUT_S
     while killed < num and run.poll() is None:
         assert time.monotonic() < end, f"no progress beyond step {reached} after {killed} kills"
