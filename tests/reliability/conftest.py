@@ -37,9 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests time for the bench, which may have to compile first; a soak has no limit."""
+    """Give time for the bench, which may have to compile, and for figures; a soak has no limit."""
     for item in items:
-        if soak_scale() is None and "bench" in getattr(item, "fixturenames", ()):
+        if soak_scale() is None and {"bench", "figure"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.timeout(900))
 
 

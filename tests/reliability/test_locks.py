@@ -6,6 +6,7 @@ And two writers of one shard, which would lose data without an error, cannot be 
 import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 
+import hypothesis
 import numpy as np
 import pytest
 import stores_on_disk as data
@@ -86,33 +88,39 @@ def test_the_lock_is_never_held_twice_however_fast_it_changes_hands(tmp_path):
     assert counter.read_text() == "300"
 
 
-@given(
-    num=st.integers(1, 40),
-    shard_tiles=st.integers(1, 9),
-    part=st.integers(1, 11),
-    has_labels=st.booleans(),
-)
-@settings(max_examples=100, deadline=None)
 def test_blocks_that_do_not_fill_a_shard_are_refused_and_never_lose_tiles(
-    tmp_path_factory, num, shard_tiles, part, has_labels
+    tmp_path_factory, figure, seed
 ):
     """A writer that cuts the tiles into blocks of `part`, aligned with the shards or not."""
-    path = tmp_path_factory.mktemp("race") / "s.zarr"
-    images, labels = data.tile_data(num, 8)
-    options = {"num": num, "size": 8, "shard_tiles": shard_tiles, "has_labels": has_labels}
-    with data.begin_tiles(path, **options) as writer:
-        for shard in writer.pending_shards():
-            tiles = writer.shard_tiles(shard)
-            block = slice(tiles.start, min(tiles.start + part, num))
-            given_labels = labels[block] if has_labels else None
-            if block.stop != tiles.stop:
-                with pytest.raises(ValueError, match=f"shard {shard}"):
-                    writer.write_shard(shard, images[block], given_labels)
-                block = slice(tiles.start, tiles.stop)
+
+    @hypothesis.seed(seed)
+    @settings(max_examples=figure(pr=100, night=1_000), deadline=None)
+    @given(
+        num=st.integers(1, 40),
+        shard_tiles=st.integers(1, 9),
+        part=st.integers(1, 11),
+        has_labels=st.booleans(),
+    )
+    def every_tile_is_there(num, shard_tiles, part, has_labels):
+        path = tmp_path_factory.mktemp("race") / "s.zarr"
+        images, labels = data.tile_data(num, 8)
+        options = {"num": num, "size": 8, "shard_tiles": shard_tiles, "has_labels": has_labels}
+        with data.begin_tiles(path, **options) as writer:
+            for shard in writer.pending_shards():
+                tiles = writer.shard_tiles(shard)
+                block = slice(tiles.start, min(tiles.start + part, num))
                 given_labels = labels[block] if has_labels else None
-            writer.write_shard(shard, images[block], given_labels)
-        writer.finish()
-    np.testing.assert_array_equal(TileStore.open(path).read_images(range(num)), images)
+                if block.stop != tiles.stop:
+                    with pytest.raises(ValueError, match=f"shard {shard}"):
+                        writer.write_shard(shard, images[block], given_labels)
+                    block = slice(tiles.start, tiles.stop)
+                    given_labels = labels[block] if has_labels else None
+                writer.write_shard(shard, images[block], given_labels)
+            writer.finish()
+        np.testing.assert_array_equal(TileStore.open(path).read_images(range(num)), images)
+        shutil.rmtree(path.parent)
+
+    every_tile_is_there()
 
 
 def test_a_lock_without_a_name_yet_is_asked_again(tmp_path):

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -109,8 +110,9 @@ class Watch(threading.Thread):
     def run(self):
         while self._process.returncode is None:
             if self._begin.exists():
-                self.seen.append(memory_bytes(self._process.pid, "VmRSS"))
-            threading.Event().wait(0.05)
+                # Its own memory: pages of libraries that it comes to use late are nobody's fault.
+                self.seen.append(memory_bytes(self._process.pid, "RssAnon"))
+            time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -139,9 +141,12 @@ def test_a_worker_over_its_limit_costs_a_try_and_the_command_no_memory(
             told = [x for x in lowered if x.startswith(f"WARNING: slide '{name}': the worker proc")]
             assert len(told) == 1, stderr
         assert "error: slide 'hopeless': the worker process died" in stderr
-        assert "; use fewer --workers, a smaller --batch-size" in stderr
+        assert (
+            "; if it was memory, use fewer --workers, a smaller --batch-size (on a GPU) or"
+            in stderr
+        )
         assert "Traceback" not in stderr
-        assert max(watch.seen) - watch.seen[0] < 100 * MB
+        assert max(watch.seen) - watch.seen[0] < 50 * MB
         assert {k: v for k, v in snapshot(folder, "out").items() if "hopeless" not in k} == (
             undisturbed
         )
@@ -209,7 +214,7 @@ def failing(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize("call", [1, 7, LANES])
+@pytest.mark.parametrize("call", [1, LANES])
 def test_a_slide_that_ran_out_of_memory_goes_on_with_less_and_ends_with_the_same_bytes(
     bench, slides, undisturbed, tmp_path, wsiseg_here, failing, call
 ):

@@ -81,8 +81,11 @@ def run_over_slides(  # noqa: PLR0913 - all but two by their names
 
     def on_result(index: int, outcome: Outcome) -> None:
         if outcome.error is not None:
-            remedy = _memory_remedy(less_memory, in_process=in_process) if outcome.is_memory else ""
-            failures[index] = outcome.error + remedy
+            failures[index] = outcome.error
+            if outcome.is_memory:
+                is_sure = outcome.traceback is not None  # else all that is known is a death
+                remedy = _memory_remedy(less_memory, in_process=in_process)
+                failures[index] += f"; {'' if is_sure else 'if it was memory, '}{remedy}"
             click.echo(f"error: {_named(slide_ids[index], failures[index])}", err=True)
             logger.debug("%s", outcome.traceback)
         if not in_process:
@@ -125,10 +128,10 @@ def _named(slide_id: str, error: str) -> str:
 
 
 def _memory_remedy(less_memory: LessMemory[Any] | None, *, in_process: bool) -> str:
-    """Return what an error for want of memory ends with."""
+    """Return what to do about a want of memory."""
     remedies = [
         *([] if in_process else ["fewer --workers"]),
         *([] if less_memory is None else [less_memory.remedy]),
         "a machine with more memory",
     ]
-    return f"; use {', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"
+    return f"use {', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"
