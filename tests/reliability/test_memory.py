@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from reliability.bench import SLIDE, snapshot
 from reliability.processes import memory_bytes
+from reliability.zygote import COMPARABLE
 from segmenting import write_model
 
+from wsiseg import runinfo
 from wsiseg.cli.segment_job import SegmentJob, with_less_memory
 from wsiseg.config import result_settings
 from wsiseg.errors import SlideReadError
@@ -126,7 +128,7 @@ def test_a_worker_over_its_limit_costs_a_try_and_the_command_no_memory(
             [sys.executable, "-m", "wsiseg", "segment", "a.png", "hungry.png", "hopeless.png",
              "b.png", *map(str, ARGS), "--set", f"lanes={LANES}", "--workers", "2"],
             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **COMPARABLE},
         )  # fmt: skip
         resource.prlimit(process.pid, resource.RLIMIT_RSS, (limit, limit))  # dask looks later
         watch = Watch(process, folder / "out")
@@ -216,8 +218,9 @@ def failing(monkeypatch):
 
 @pytest.mark.parametrize("call", [1, LANES])
 def test_a_slide_that_ran_out_of_memory_goes_on_with_less_and_ends_with_the_same_bytes(
-    bench, slides, undisturbed, tmp_path, wsiseg_here, failing, call
+    slides, undisturbed, tmp_path, wsiseg_here, monkeypatch, failing, call
 ):
+    monkeypatch.setattr(runinfo, "git_commit", lambda: None)
     failing(lambda engine, number: number == call, RuntimeError(CPU_ERROR))
     furnish(tmp_path / "here", slides)
     done = wsiseg_here("segment", "hungry.png", *ARGS, "--set", "chunk=512", cwd=tmp_path / "here")

@@ -14,6 +14,7 @@ import time
 import pytest
 from reliability.bench import left_over, snapshot
 from reliability.processes import workers_at
+from reliability.zygote import COMPARABLE
 
 NUM_WORKERS = 3
 NUM_HEALTHY = 6
@@ -68,7 +69,7 @@ def tile(folder, slides, *options):
     return subprocess.Popen(
         [sys.executable, "-m", "wsiseg", "tile", *slides, "-o", folder, *ARGS, *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **COMPARABLE},
     )  # fmt: skip
 
 

@@ -22,6 +22,10 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from reliability.faults import Faults
 
+COMPARABLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GIT_DIR": os.devnull}
+"""Environment of commands whose outputs are compared. They name the commit where one is found, and
+a file that is edited while the tests run would change that."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -53,7 +57,7 @@ class Zygote:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[end for pair in ends for end in pair],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, **COMPARABLE},
         )
         for pair in ends:
             for end in pair:
@@ -157,10 +161,7 @@ def _serve_all(requests: int, answers: int) -> None:
 
 
 def _prepare_for_many() -> None:
-    """Make runs cheap and alike: everything loaded, small shards.
-
-    The commit is looked up once too; one made meanwhile would change what is written.
-    """
+    """Make runs cheap and alike: everything loaded, small shards."""
     import gc
 
     from reliability.warm import warm_up
