@@ -13,8 +13,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 
 from wsiseg.config import build, read_yaml
 from wsiseg.errors import CheckpointError, ConfigError
@@ -193,7 +194,7 @@ HEADER = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(pr=200, night=50_000)
 @given(
     header=HEADER,
     length=st.one_of(st.none(), st.sampled_from([0, 1, 7, 2**31, 2**63, 2**64 - 1])),
@@ -304,7 +305,7 @@ def test_a_hostile_assignment_is_one_line(wsiseg_here, tmp_path, value):
     assert len(done.stderr) < 9000
 
 
-@settings(max_examples=200, deadline=None)
+@examples(pr=200, night=50_000)
 @given(text=st.text(max_size=200) | st.binary(max_size=200) | st.from_regex(
     r"(tile: )?[\[\]{}&*!|>%@`'\"#,:?\-a-z0-9. \n]{0,60}", fullmatch=True
 ))  # fmt: skip
