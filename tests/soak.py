@@ -32,7 +32,7 @@ def chosen(*, pr: int, night: int) -> int:
 def examples(*, pr: int, night: int) -> Callable[[Any], Any]:
     """Let a property be tried on that many examples; a soak's follow from its seed."""
 
-    def decorate(test: Any) -> Any:  # noqa: ANN401 - hypothesis takes and gives any test
+    def decorate(test: Any) -> Any:
         limited = hypothesis.settings(max_examples=chosen(pr=pr, night=night), deadline=None)(test)
         return limited if soak_scale() is None else hypothesis.seed(base_seed())(limited)
 

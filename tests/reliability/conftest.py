@@ -43,12 +43,14 @@ def scorecard(pytestconfig: pytest.Config) -> Scorecard:
 @pytest.fixture(scope="session")
 def figure() -> Figure:
     """Return how often to do something: `figure(pr=25, night=500)`."""
-    return chosen
+    choose: Figure = chosen
+    return choose
 
 
 @pytest.fixture(scope="session", name="soak_scale")
 def soak_scale_fixture() -> float | None:
-    return soak_scale()
+    scale: float | None = soak_scale()
+    return scale
 
 
 @pytest.fixture
