@@ -228,7 +228,7 @@ def test_after_a_damaged_tile_the_others_are_still_read_and_the_file_is_not_name
     with open_slide(DAMAGED, slide_id="S1") as slide:
         raster = slide.meta.raster(0.5)
         for _ in range(2):
-            with pytest.raises(SlideReadError, match="slide 'S1': .* x=128 y=128 ") as caught:
+            with pytest.raises(SlideReadError, match=r"slide 'S1': .* x=128 y=128 ") as caught:
                 slide.read(raster, Box(128, 128, 128, 128))
             assert DAMAGED.name not in str(caught.value)
             for i, (x, y) in enumerate([(0, 0), (128, 0), (0, 128)]):
