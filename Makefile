@@ -41,8 +41,9 @@ test: $(INSTALLED) ## Run every test.
 	$(BIN)/pytest
 
 # The night figures times SCALE; SEED repeats a run. Each run prints its seed and the scorecard.
+SOAKED := tests/reliability tests/vector/test_hostile_geojson.py tests/vector/test_invariance.py
 soak: $(INSTALLED) ## Kill, fill disks, flip bits for hours, then print the scorecard: make soak SCALE=0.1
-	WSISEG_SOAK_SCALE=$(SCALE) WSISEG_SOAK_SEED=$(SEED) $(BIN)/pytest tests/reliability --timeout=0
+	WSISEG_SOAK_SCALE=$(SCALE) WSISEG_SOAK_SEED=$(SEED) $(BIN)/pytest $(SOAKED) --timeout=0
 
 lint: $(INSTALLED) ## Check style, formatting and spelling.
 	$(BIN)/ruff check .

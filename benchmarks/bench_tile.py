@@ -14,7 +14,8 @@ imported its libraries and opened nothing; the time is that from opening the sli
   memory, dropped.
 - source tiles: the slide's compressed tiles written into a store as `wsiseg tile --codec source`
   does, with all checksums and synced to disk, from memory.
-- zarr: decoded tiles written through the zarr API with zstd, 64 to a shard, from memory, unsynced.
+- zarr: decoded tiles written through the zarr API with zstd, 64 to a shard, from memory; not
+  synced.
 """
 
 import argparse

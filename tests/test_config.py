@@ -35,6 +35,7 @@ class Outer:
     file: Path | None = setting(None, "A file.")
     workers: int = setting(1, "Workers.", affects_result=False)
     inner: Inner = setting(Inner(), "A section.")
+    other: Inner | None = setting(None, "A section that may be left out.")
 
 
 def test_values_reach_nested_sections():
@@ -59,6 +60,8 @@ def test_values_reach_nested_sections():
         pytest.param({"count": True}, r"count: expected int, got True", id="bool"),
         pytest.param({"count": 1.5}, r"count: expected int, got 1.5", id="float"),
         pytest.param({"inner": {"rate": float("nan")}}, r"must be a finite number", id="nan"),
+        pytest.param({"other": 3}, r"other: expected a section, got 3", id="no optional section"),
+        pytest.param({"other": {"rat": 1}}, r"other: unknown key 'rat'; did", id="optional"),
         pytest.param({"inner": 3}, r"inner: expected a section, got 3", id="no section"),
         pytest.param({"inner": {"sizes": 3}}, r"sizes: expected a list, got 3", id="no list"),
     ],
@@ -68,8 +71,11 @@ def test_a_wrong_value_is_named_with_its_place(values, message):
         build(Outer, values, where="t")
 
 
-def test_to_dict_and_build_are_inverse():
-    config = build(Outer, {"file": "a/b", "inner": {"rate": 0.25}}, where="t")
+@pytest.mark.parametrize("other", [None, {}, {"rate": 0.75}])
+def test_to_dict_and_build_are_inverse(other):
+    values = {"file": "a/b", "inner": {"rate": 0.25}, "other": other}
+    config = build(Outer, values, where="t")
+    assert config.other == (None if other is None else Inner(**other))
     assert build(Outer, to_dict(config), where="t") == config
 
 

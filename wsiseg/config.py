@@ -153,11 +153,8 @@ def build(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -> Confi
     for name, value in values.items():
         field = fields[name]
         place = f"{where}: {name}"
-        if dataclasses.is_dataclass(hints[name]) and isinstance(hints[name], type):
-            if not isinstance(value, Mapping):
-                msg = f"{place}: expected a section, got {value!r}"
-                raise ConfigError(msg)
-            parsed[name] = build(hints[name], value, where=place)
+        if dataclasses.is_dataclass(hints[name]):
+            parsed[name] = _parse_section(value, hints[name], place)
         else:
             parsed[name] = _parse(value, hints[name], place)
             _check_limits(parsed[name], field.metadata, place)
@@ -166,6 +163,13 @@ def build(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -> Confi
     except ConfigError as error:
         msg = f"{where}: {error}"
         raise ConfigError(msg) from error
+
+
+def _parse_section(value: Any, hint: Any, place: str) -> Any:  # noqa: ANN401 - values come from YAML
+    if not isinstance(value, Mapping):
+        msg = f"{place}: expected a section, got {value!r}"
+        raise ConfigError(msg)
+    return build(hint, value, where=place)
 
 
 def _parse(value: Any, hint: Any, place: str) -> Any:  # noqa: ANN401 - values come from YAML
@@ -198,7 +202,8 @@ def _parse_union(value: Any, hint: Any, place: str) -> Any:  # noqa: ANN401 - va
     failure: ConfigError | None = None
     for option in options:
         try:
-            return _parse(value, option, place)
+            parse = _parse_section if dataclasses.is_dataclass(option) else _parse
+            return parse(value, option, place)
         except ConfigError as error:
             failure = error
     raise failure or ConfigError(f"{place}: {value!r} is not allowed")

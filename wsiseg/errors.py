@@ -87,5 +87,9 @@ class OutputWriteError(WsisegError, OSError):
     """The operating system does not let an output be written: disk full, no right, broken disk."""
 
 
+class TrainingMemoryError(WsisegError, MemoryError):
+    """A step of training needs more memory than there is."""
+
+
 class TrainingDivergedError(WsisegError, ArithmeticError):
     """Too many steps gave a loss or gradient that is not finite."""

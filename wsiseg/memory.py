@@ -23,6 +23,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return what a library says of a want of memory; torch writes a paragraph."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _says_so(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
         text = str(error).lower()

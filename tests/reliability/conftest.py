@@ -5,14 +5,13 @@ runs the NIGHT figure times that; its seed is drawn, printed, and taken from WSI
 repeat a run.
 """
 
-import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 from reliability.scorecard import Scorecard
+from soak import base_seed, chosen, soak_scale
 
 if TYPE_CHECKING:
     from reliability.bench import Bench
@@ -23,16 +22,8 @@ SEED = pytest.StashKey[int]()
 Figure = Callable[..., int]
 
 
-def soak_scale() -> float | None:
-    """Return the scale of a soak, None in an ordinary test run."""
-    text = os.environ.get("WSISEG_SOAK_SCALE")
-    return float(text) if text else None
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    text = os.environ.get("WSISEG_SOAK_SEED")
-    drawn = 0 if soak_scale() is None else secrets.randbelow(2**31)
-    config.stash[SEED] = int(text) if text else drawn
+    config.stash[SEED] = base_seed()
     config.stash[SCORECARD] = Scorecard()
 
 
@@ -52,17 +43,14 @@ def scorecard(pytestconfig: pytest.Config) -> Scorecard:
 @pytest.fixture(scope="session")
 def figure() -> Figure:
     """Return how often to do something: `figure(pr=25, night=500)`."""
-    scale = soak_scale()
-
-    def choose(*, pr: int, night: int) -> int:
-        return pr if scale is None else max(1, round(night * scale))
-
+    choose: Figure = chosen
     return choose
 
 
 @pytest.fixture(scope="session", name="soak_scale")
 def soak_scale_fixture() -> float | None:
-    return soak_scale()
+    scale: float | None = soak_scale()
+    return scale
 
 
 @pytest.fixture

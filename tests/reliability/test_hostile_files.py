@@ -7,14 +7,16 @@ import os
 import pickle
 import resource
 import struct
+import sys
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 
 from wsiseg.config import build, read_yaml
 from wsiseg.errors import CheckpointError, ConfigError
@@ -168,6 +170,48 @@ def test_no_pickle_runs_wherever_it_is_given(wsiseg_here, tmp_path, name):
     assert "import-checkpoint" in remedy
 
 
+# What scanners of pickles look for: functions that run, fetch, delete or import something.
+DANGEROUS = [
+    "os.system", "os.popen", "os.execv", "os.remove", "os.rename", "os.putenv", "posix.system",
+    "posix.remove", "nt.system", "subprocess.run", "subprocess.Popen", "subprocess.call",
+    "subprocess.check_output", "shutil.rmtree", "shutil.copy", "sys.exit",
+    "socket.create_connection", "socket.socket", "pty.spawn", "runpy.run_module",
+    "runpy.run_path", "importlib.import_module", "pkgutil.resolve_name", "imp.load_source",
+    "zipimport.zipimporter", "builtins.eval", "builtins.exec", "builtins.compile",
+    "builtins.open", "builtins.getattr", "builtins.__import__", "__builtin__.eval",
+    "operator.attrgetter", "operator.methodcaller", "functools.partial", "types.FunctionType",
+    "types.CodeType", "code.InteractiveInterpreter", "bdb.Bdb.run", "pdb.Pdb.run",
+    "cProfile.run", "profile.run", "timeit.timeit", "trace.Trace.run", "doctest.debug_script",
+    "ctypes.CDLL", "ctypes.cdll.LoadLibrary", "multiprocessing.Process", "asyncio.run",
+    "webbrowser.open", "urllib.request.urlopen", "http.client.HTTPConnection", "requests.get",
+    "httpx.get", "ftplib.FTP", "smtplib.SMTP", "telnetlib.Telnet", "pip.main", "pydoc.locate",
+    "venv.create", "ensurepip.bootstrap", "torch.load", "torch.hub.load", "torch.jit.load",
+    "torch.package.PackageImporter", "torch.utils.cpp_extension.load",
+    "torch.storage._load_from_bytes", "numpy.load", "numpy.testing.rundocs",
+    "numpy.f2py.crackfortran.getlincoef", "joblib.load", "dill.loads", "cloudpickle.loads",
+    "pickle.loads", "_pickle.loads", "marshal.loads", "shelve.open", "sqlite3.connect",
+    "logging.config.dictConfig",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_zip", [False, True], ids=["plain", "zip"])
+@pytest.mark.parametrize("name", DANGEROUS)
+def test_no_function_is_found_through_a_checkpoint(wsiseg_here, tmp_path, name, is_zip):
+    module, function = name.rsplit(".", 1)
+    content = raw(module, function, "x")
+    if is_zip:
+        content = zipped({"m/data.pkl": content, "m/version": b"3", "m/byteorder": b"little"})
+    (tmp_path / "model.pth").write_bytes(content)
+    before = set(sys.modules)
+    done = wsiseg_here("import-checkpoint", tmp_path / "model.pth", "-o", tmp_path / "run",
+                       "--mpp", 0.5)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "cannot be read without running code from it" in done.stderr
+    assert module not in {*sys.modules} - before
+    assert not (tmp_path / "run").exists()
+
+
 SHAPES = {"a": (2, 3), "b": (4,)}
 GOOD = {
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -193,7 +237,7 @@ HEADER = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(pr=200, night=50_000)
 @given(
     header=HEADER,
     length=st.one_of(st.none(), st.sampled_from([0, 1, 7, 2**31, 2**63, 2**64 - 1])),
@@ -304,7 +348,7 @@ def test_a_hostile_assignment_is_one_line(wsiseg_here, tmp_path, value):
     assert len(done.stderr) < 9000
 
 
-@settings(max_examples=200, deadline=None)
+@examples(pr=200, night=50_000)
 @given(text=st.text(max_size=200) | st.binary(max_size=200) | st.from_regex(
     r"(tile: )?[\[\]{}&*!|>%@`'\"#,:?\-a-z0-9. \n]{0,60}", fullmatch=True
 ))  # fmt: skip

@@ -1,8 +1,9 @@
 """T5: no patient is learned from and judged on, whatever the cohort looks like."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 
 from wsiseg.errors import CohortError
 from wsiseg.slides.cohort import Cohort
@@ -13,7 +14,7 @@ PATIENT = st.one_of(st.none(), st.integers(0, 6).map("P{}".format))
 ROWS = st.lists(st.tuples(PATIENT, SPLIT), min_size=1, max_size=40)
 
 
-@settings(max_examples=1_000, deadline=None)
+@examples(pr=1_000, night=20_000)
 @given(rows=ROWS, val_fraction=st.floats(0.05, 0.9), seed=st.integers(0, 2**31))
 def test_no_patient_is_in_two_splits(tmp_path_factory, rows, val_fraction, seed):
     path = tmp_path_factory.getbasetemp() / "cohort.csv"

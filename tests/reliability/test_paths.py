@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 from stores_on_disk import begin_tiles, tile_data, write_mask, write_tiles
 
 from wsiseg.errors import CohortError, WsisegError
@@ -40,7 +41,7 @@ def snapshot(folder):
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@examples(pr=200, night=10_000)
 @given(name=NAMES)
 def test_a_slide_id_names_one_file_in_the_output_folder(tmp_path_factory, name):
     root = tmp_path_factory.getbasetemp() / "root"
@@ -54,9 +55,7 @@ def test_a_slide_id_names_one_file_in_the_output_folder(tmp_path_factory, name):
     slide_id.encode()
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(pr=200, night=10_000)
 @given(slide_id=NAMES, path=NAMES)
 def test_a_cohort_names_files_in_the_output_folder_or_is_refused(tmp_path_factory, slide_id, path):
     table = tmp_path_factory.getbasetemp() / "cohort.csv"
@@ -112,9 +111,7 @@ HOSTILE_PLACES = st.sampled_from(
 )
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(pr=100, night=2_000)
 @given(places=st.lists(HOSTILE_PLACES, min_size=1, max_size=3), record=st.sampled_from(
     [[1, "00"], [0, ""], [-1, None], [2**70, "x"], ["a", 1]]
 ))  # fmt: skip

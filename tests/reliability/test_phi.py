@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import shutil
 import struct
 import zlib
 
@@ -14,6 +15,7 @@ import simplejpeg
 import tifffile
 import zarr
 from PIL import Image
+from reliability.test_not_slides import DAMAGED
 
 CANARY = "KANARIENVOGEL"
 TINY = ("--preset", "tiny", "--set", "model.dim=8", "--set", "model.mults=[1, 2]",
@@ -188,7 +190,20 @@ def zero_tiles(path):
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.unlink(), cut_off, break_header, zero_tiles])
+def put_a_tile_whose_error_names_the_file(path):
+    shutil.copy(DAMAGED, path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: p.unlink(),
+        cut_off,
+        break_header,
+        zero_tiles,
+        put_a_tile_whose_error_names_the_file,
+    ],
+)
 def test_an_error_names_the_pseudonym_and_nothing_else(
     wsiseg_here, tmp_path, cohort, scorecard, damage
 ):
@@ -204,6 +219,61 @@ def test_an_error_names_the_pseudonym_and_nothing_else(
     scorecard.add("PHI leaks", sum(leaks(line) for line in shown) + leaks(done.stdout))
     assert not any(leaks(line) for line in shown), shown
     assert not leaks(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None, "", "{", "[1e400]", '{"features": [null]}', "\xe9",
+        annotation_text().replace("50, 50", '50, "x"'),
+        annotation_text().replace("600, 600", "1e12, 600"),
+        annotation_text().replace("Nucleus", "Other"),
+    ],
+    ids=["gone", "empty", "cut-off", "infinite", "null", "latin-1", "text", "far", "class"],
+)  # fmt: skip
+def test_an_error_in_an_annotation_names_the_pseudonym_and_not_its_file(
+    wsiseg_here, tmp_path, cohort, scorecard, text
+):
+    path = cohort.parent / f"{CANARY}-a.geojson"
+    path.unlink() if text is None else path.write_bytes(text.encode("latin-1"))
+    classes = tmp_path / "classes.yaml"
+    classes.write_text("classes:\n  - Nucleus\nroi: Region\n")
+    command = ("--tile-size", 128, "--classes", classes, "--json")
+    done = wsiseg_here("tile", cohort, "-o", tmp_path / "out", *command)
+    assert done.returncode == 1, done.stderr
+    assert "slide 'S1'" in done.stderr
+    scorecard.add("PHI leaks", leaks(done.stderr) + leaks(done.stdout))
+    assert not leaks(done.stderr), done.stderr
+    assert not leaks(done.stdout)
+
+
+@pytest.mark.parametrize("mode", ["not an image", "RGB", "L"])
+def test_an_error_in_a_mask_image_names_the_pseudonym_and_not_its_file(
+    wsiseg_here, tmp_path, cohort, scorecard, mode
+):
+    path = cohort.parent / f"{CANARY}-a.png"
+    path.touch() if mode == "not an image" else Image.new(mode, (9, 9)).save(path)
+    cohort.write_text(cohort.read_text().replace(f"{CANARY}-a.geojson", path.name))
+    done = wsiseg_here("tile", cohort, "-o", tmp_path / "out", "--tile-size", 128, "--json")
+    assert done.returncode == 1, done.stderr
+    assert "slide 'S1': mask image" in done.stderr
+    scorecard.add("PHI leaks", leaks(done.stderr) + leaks(done.stdout))
+    assert not leaks(done.stderr), done.stderr
+    assert not leaks(done.stdout)
+
+
+def test_annotations_without_a_class_are_refused_by_the_pseudonyms(wsiseg_here, tmp_path, cohort):
+    for name in "ab":
+        (cohort.parent / f"{CANARY}-{name}.geojson").write_text("{" if name == "a" else "[]")
+    done = wsiseg_here("tile", cohort, "-o", tmp_path / "out", "--tile-size", 128)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: slide 'S1': annotation: not GeoJSON")
+    assert not leaks(done.stderr)
+    (cohort.parent / f"{CANARY}-a.geojson").write_text("[]")
+    done = wsiseg_here("tile", cohort, "-o", tmp_path / "out", "--tile-size", 128)
+    assert done.returncode == 1
+    assert "annotations of S1, S2: no annotation has a class" in done.stderr
+    assert not leaks(done.stderr)
 
 
 def test_an_inconsistent_cohort_is_refused_without_naming_the_patient(wsiseg_here, tmp_path):

@@ -17,6 +17,7 @@ from tests.training.tiny_runs import (
     KINDS,
     SHORT,
     TINY,
+    Poisoned,
     assert_same_weights,
     denoiser,
     lines,
@@ -57,30 +58,6 @@ class StopAfter(SilentProgress):
         self._left -= count
         if self._left == 0:
             raise KeyboardInterrupt
-
-
-class Poisoned:
-    """A task whose loss or gradient is not finite at some steps."""
-
-    def __init__(self, task, steps, value=math.nan, where="loss"):
-        self._task, self._steps, self._value, self._where = task, steps, value, where
-        self.metric, self.is_higher_better = task.metric, task.is_higher_better
-        self.num_pieces, self.batch, self.names = task.num_pieces, task.batch, task.names
-        self.validate = task.validate
-
-    def pieces(self, batch, step):
-        pieces = self._task.pieces(batch, step)
-        if step not in self._steps:
-            return pieces
-
-        def spoiled(model):
-            loss, count = pieces[0](model)
-            if self._where == "loss":
-                return loss * self._value, count
-            zero = sum((p * 0.0).sum() for p in model.parameters())
-            return loss + torch.sqrt(zero), count  # finite, with a slope that is not
-
-        return [spoiled, *pieces[1:]]
 
 
 @pytest.mark.parametrize(("value", "where"), [(math.nan, "loss"), (math.inf, "loss"), (0, "slope")])

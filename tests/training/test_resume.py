@@ -1,5 +1,6 @@
 """A run that was stopped at any step ends as if it had not been: the same bits on a CPU."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,15 +10,15 @@ import torch
 from tests.stores_on_disk import write_tiles
 from tests.training.tiny_runs import (
     KINDS,
+    SHORT,
     assert_same_weights,
     denoiser,
     go_back,
     lines,
-    newest_state,
+    stop_after_every_step,
     train,
     trainer,
 )
-from wsiseg.progress import SilentProgress
 from wsiseg.settings.training import OptimConfig
 from wsiseg.training import resume, tasks
 from wsiseg.training.resume import TrainState, load_newest, save_state
@@ -37,43 +38,13 @@ def without_best(tensors):
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("best.")}
 
 
-class StopAfterEveryStep(SilentProgress):
-    """Presses Ctrl-C as soon as a step is done."""
-
-    def advance(self, count=1, *, note=""):
-        raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_resumed_at_every_one_of_30_steps_ends_with_the_same_bits(
     store, tmp_path, monkeypatch, kind
 ):
     """Model, averaged and best weights, optimizer, counters and the curve, at every step."""
     monkeypatch.setattr(resume, "KEPT", 100)
-    whole = train(kind, store, tmp_path / "whole", THIRTY)
-    num_stops = 0
-    while True:
-        model, task = KINDS[kind](store, THIRTY)
-        again = trainer(tmp_path / "again", model, task, THIRTY, progress=StopAfterEveryStep())
-        try:
-            result = again.run(kind)
-        except KeyboardInterrupt:
-            num_stops += 1
-        else:
-            break
-        content, tensors = newest_state(tmp_path / "again")
-        assert content["step"] == num_stops
-        if num_stops < THIRTY.steps:
-            _, expected = newest_state(tmp_path / "whole", step=num_stops)
-            # The best weights come with the validation, which Ctrl-C put off until the resume.
-            assert_same_weights(
-                *({n: t for n, t in s.items() if n[:5] != "best."} for s in (tensors, expected))
-            )
-    assert num_stops == THIRTY.steps
-    assert_same_weights(result.ema, whole.ema)
-    assert_same_weights(result.best, whole.best)
-    assert (result.best_step, result.metrics) == (whole.best_step, whole.metrics)
-    assert lines(tmp_path / "again") == lines(tmp_path / "whole")
+    assert stop_after_every_step(kind, store, tmp_path, THIRTY) == THIRTY.steps
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,11 +71,12 @@ def test_the_same_seed_gives_the_same_bits_with_any_number_of_threads(
     """As long as there is a piece for each; here one of each of the 4 tiles of a step."""
     monkeypatch.setattr(tasks, "CPU_PIECE_PIXELS", 256)
     before = torch.get_num_threads()
+    fifty = dataclasses.replace(SHORT, steps=50, validate_every=25, save_every=50)
     results = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(train(kind, store, tmp_path / str(threads)))
+            results.append(train(kind, store, tmp_path / str(threads), fifty))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:

@@ -1,6 +1,7 @@
 """Runs small enough to be done thirty times in a test: 16 px tiles, a network of two stages."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -96,3 +97,67 @@ def assert_same_weights(one, other):
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different
+
+
+class StopAfterEveryStep(SilentProgress):
+    """Presses Ctrl-C as soon as a step is done."""
+
+    def advance(self, count=1, *, note=""):
+        raise KeyboardInterrupt
+
+
+def stop_after_every_step(kind, store, folder, optim, **options):
+    """Stop a run after every step and take it up again; return how often.
+
+    What it has at each step and at its end is what a run has that nobody stops. Needs
+    `resume.KEPT` points for every step.
+    """
+    whole = train(kind, store, folder / "whole", optim, **options)
+    num_stops = 0
+    while True:
+        model, task = KINDS[kind](store, optim, **options)
+        again = trainer(folder / "again", model, task, optim, progress=StopAfterEveryStep())
+        try:
+            result = again.run(kind)
+        except KeyboardInterrupt:
+            num_stops += 1
+        else:
+            break
+        content, tensors = newest_state(folder / "again")
+        assert content["step"] == num_stops
+        if num_stops < optim.steps:
+            _, expected = newest_state(folder / "whole", step=num_stops)
+            # The best weights come with the validation, which Ctrl-C put off until the resume.
+            assert_same_weights(
+                *({n: t for n, t in s.items() if n[:5] != "best."} for s in (tensors, expected))
+            )
+    assert num_stops == whole.steps
+    assert_same_weights(result.ema, whole.ema)
+    assert_same_weights(result.best, whole.best)
+    assert (result.best_step, result.metrics) == (whole.best_step, whole.metrics)
+    assert lines(folder / "again") == lines(folder / "whole")
+    return num_stops
+
+
+class Poisoned:
+    """A task whose loss or gradient is not finite at some steps."""
+
+    def __init__(self, task, steps, value=math.nan, where="loss"):
+        self._task, self._steps, self._value, self._where = task, steps, value, where
+        self.metric, self.is_higher_better = task.metric, task.is_higher_better
+        self.num_pieces, self.batch, self.names = task.num_pieces, task.batch, task.names
+        self.validate = task.validate
+
+    def pieces(self, batch, step):
+        pieces = self._task.pieces(batch, step)
+        if step not in self._steps:
+            return pieces
+
+        def spoiled(model):
+            loss, count = pieces[0](model)
+            if self._where == "loss":
+                return loss * self._value, count
+            zero = sum((p * 0.0).sum() for p in model.parameters())
+            return loss + torch.sqrt(zero), count  # finite, with a slope that is not
+
+        return [spoiled, *pieces[1:]]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 
 from wsiseg.classes import ClassTable
 from wsiseg.errors import AnnotationError
@@ -88,10 +89,11 @@ def test_an_outline_that_crosses_itself_thousands_of_times_is_refused(tmp_path, 
         read_annotations(tmp_path / "a.geojson")
 
 
-@settings(max_examples=500, deadline=None)
+@examples(pr=500, night=100_000)
 @given(st.lists(FEATURES, max_size=3))
 def test_any_features_are_read_or_refused_by_number_and_can_be_repaired(tmp_path_factory, features):
-    folder = tmp_path_factory.mktemp("hostile")
+    folder = tmp_path_factory.getbasetemp() / "hostile"
+    folder.mkdir(exist_ok=True)
     path = folder / "x.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     try:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import shapely
 from awkward_masks import KINDS, awkward_mask
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from soak import examples
 
 from wsiseg.classes import ClassTable
 from wsiseg.geometry import Box, Raster
@@ -56,7 +57,7 @@ def shapes_in(path):
     return [shapely.geometry.shape(f["geometry"]) for f in features]
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(pr=1_000, night=50_000)
 @given(KIND, SEEDS)
 def test_polygons_of_a_mask_are_its_pixels_valid_on_qupaths_grid_and_inside_the_slide(kind, seed):
     labels = awkward_mask(kind, seed)
@@ -77,7 +78,7 @@ def test_polygons_of_a_mask_are_its_pixels_valid_on_qupaths_grid_and_inside_the_
     assert shapely.coverage_is_valid(junctions), "neighbours do not share their edges"
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(pr=1_000, night=50_000)
 @given(KIND, SEEDS, st.sampled_from([0.75, 1.0, 2.0]))
 def test_simplified_polygons_are_valid_near_the_mask_and_inside_the_slide(kind, seed, tolerance):
     labels = awkward_mask(kind, seed, largest=16)
@@ -101,12 +102,13 @@ def test_simplified_polygons_are_valid_near_the_mask_and_inside_the_slide(kind, 
             assert both >= 0.99 * (both + moved.area)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(pr=150, night=5_000)
 @given(KIND, SEEDS, st.integers(1, 25), st.sampled_from([0, 8, 1 << 20]))
 def test_the_file_is_the_same_bytes_however_the_mask_is_cut_and_gives_the_mask_back(
     tmp_path_factory, kind, seed, block_rows, large_vertices
 ):
-    folder = tmp_path_factory.mktemp("cut")
+    folder = tmp_path_factory.getbasetemp() / "cut"
+    folder.mkdir(exist_ok=True)
     labels = awkward_mask(kind, seed)
     probability = np.random.default_rng(seed).integers(0, 256, labels.shape, dtype=np.uint8)
     whole = write(folder / "a.geojson", source_of_array(labels, probability), labels.shape)
@@ -118,12 +120,13 @@ def test_the_file_is_the_same_bytes_however_the_mask_is_cut_and_gives_the_mask_b
     assert (found == np.where(labels == 0, 255, labels)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(pr=60, night=2_000)
 @given(KIND, SEEDS, st.integers(1, 25), st.sampled_from([1.0, 3.9999]))
 def test_simplified_files_are_the_same_bytes_however_the_mask_is_cut(
     tmp_path_factory, kind, seed, block_rows, downsample
 ):
-    folder = tmp_path_factory.mktemp("cut")
+    folder = tmp_path_factory.getbasetemp() / "cut"
+    folder.mkdir(exist_ok=True)
     labels = awkward_mask(kind, seed)
     probability = np.zeros(labels.shape, np.uint8)
     how = {"downsample": downsample, "simplify_um": 0.5, "min_area_um2": 0.6, "min_hole_um2": 0.6}

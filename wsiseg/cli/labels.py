@@ -56,7 +56,11 @@ def find_labels(
                 f"{option} {folder}: nothing there is named after a slide, such as "
                 f"'{entries[0].slide_id}.*'"
             )
-    classes = _class_table(classes_file, [p for p in found if p], has_images=any(images))
+    classes = _class_table(
+        classes_file,
+        [(e, p) for e, p in zip(entries, found, strict=True) if p],
+        has_images=any(images),
+    )
     threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // workers))
     return [
         TileJob(
@@ -88,7 +92,7 @@ def _annotation_of(entry: CohortEntry, annotations: Path | None, *, alone: bool)
 
 
 def _class_table(
-    file: Path | None, annotations: list[Path], *, has_images: bool
+    file: Path | None, annotations: list[tuple[CohortEntry, Path]], *, has_images: bool
 ) -> ClassTable | None:
     if file is not None:
         return ClassTable.from_yaml(file)

@@ -13,6 +13,7 @@ import click
 from wsiseg import __version__
 from wsiseg.errors import WsisegError
 from wsiseg.interrupts import Interrupts, Terminated
+from wsiseg.memory import in_one_line, is_out_of_memory
 
 COMMANDS = {
     "info": ("wsiseg.cli.slide_commands", "What a slide is: size, resolution, levels, reader."),
@@ -99,6 +100,12 @@ def _run(interrupts: Interrupts) -> int:
         logging.getLogger("wsiseg").debug("traceback", exc_info=True)
         click.echo(message, err=True)
         return code
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logging.getLogger("wsiseg").debug("traceback", exc_info=True)
+        click.echo(f"error: out of memory ({in_one_line(error)}); use a larger machine", err=True)
+        return 1
     return result if isinstance(result, int) else 0
 
 

@@ -45,6 +45,13 @@ class CohortEntry:
             return f"slide:{self.slide_id}"
         return f"patient:{digest(self.patient_id)[:16]}"
 
+    def may_name(self, path: Path) -> bool:
+        """Whether messages may name a file of this slide.
+
+        Not the annotation of a table whose slide_id is a pseudonym: its name may be the patient's.
+        """
+        return path != self.annotation or self.slide_id == default_slide_id(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class Cohort:

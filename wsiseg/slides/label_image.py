@@ -43,9 +43,16 @@ class LabelImage:
 
     @classmethod
     def open(
-        cls, path: Path, *, slide_id: str, width_px_l0: int, height_px_l0: int, classes: ClassTable
+        cls,
+        path: Path,
+        *,
+        slide_id: str,
+        width_px_l0: int,
+        height_px_l0: int,
+        classes: ClassTable,
+        may_name: bool = True,
     ) -> "LabelImage":
-        """Read a mask image.
+        """Read a mask image. `may_name` : whether errors may name it; see `CohortEntry.may_name`.
 
         Binary masks (1 bit, or 0 and 255 only, with one class) become 0 and 1; any other image
         holds the label itself in each pixel.
@@ -55,7 +62,7 @@ class LabelImage:
         AnnotationError
             Not an image, lossy, of another size than the slide, or with a value that is no label.
         """
-        place = f"slide '{slide_id}': mask image '{path.name}'"
+        place = f"slide '{slide_id}': mask image" + (f" '{path.name}'" if may_name else "")
         values = read_values(path, place)
         height, width = values.shape
         if (width, height) != (width_px_l0, height_px_l0):
@@ -113,7 +120,8 @@ def read_values(path: Path, place: str) -> npt.NDArray[np.uint8]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, AnnotationError):
             raise
-        msg = f"{place} cannot be read as an image: {error}"
+        reason = str(error).replace(str(path), "the file")  # its name stands in `place`, if it may
+        msg = f"{place} cannot be read as an image: {reason}"
         raise AnnotationError(msg) from error
     return values.astype(np.uint8)
 

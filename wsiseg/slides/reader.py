@@ -185,7 +185,7 @@ class Slide:
         place = raster.box_l0_from_raster(box)
         return SlideReadError(
             f"slide '{self.meta.slide_id}': cannot be read at level-0 x={place.x} y={place.y} "
-            f"{place.width} x {place.height} px ({_in_one_line(error)}); is the file damaged?"
+            f"{place.width} x {place.height} px ({_reason(error, self.path)}); is the file damaged?"
         )
 
     def thumbnail(self, max_px: int) -> UInt8:
@@ -267,9 +267,12 @@ def _check_file(path: Path, place: str) -> None:
         raise SlideOpenError(msg)
 
 
-def _in_one_line(error: Exception) -> str:
-    """Return the text of an error as each slide gets one; libtiff has some of several lines."""
-    return " ".join(str(error).split())
+def _reason(error: Exception, path: Path) -> str:
+    """Return the text of an error in one line, which libtiff's are not, and without the file.
+
+    A cohort's slide_id is a pseudonym: the file's own name may be the patient's.
+    """
+    return " ".join(str(error).replace(str(path), "the file").split())
 
 
 def _open_source(path: Path, place: str) -> PixelSource:
@@ -282,8 +285,7 @@ def _open_source(path: Path, place: str) -> PixelSource:
                 return OpenSlideSource(path, place=place)
     except openslide.OpenSlideError as error:
         if not is_for_tiatoolbox(path):
-            # Its name may be a patient's.
-            reason = _in_one_line(error).replace(str(path), "the file")
+            reason = _reason(error, path)
             msg = f"{place}: OpenSlide cannot open it: {reason}; is the file truncated or damaged?"
             raise SlideOpenError(msg) from error
     except ValueError as error:

@@ -20,6 +20,7 @@ from wsiseg.errors import SlideOpenError
 from wsiseg.geometry import Box
 from wsiseg.slides.blocks import BlockReader
 from wsiseg.slides.budget import check_budget, check_image
+from wsiseg.slides.lasting import LastingSlide
 from wsiseg.slides.tile_decoders import JpegTiles
 from wsiseg.slides.tiled_tiff import TiledTiff, TileLevel
 
@@ -113,7 +114,7 @@ class OpenSlideSource:
 
         `place` names the slide in warnings.
         """
-        self._slide = openslide.OpenSlide(path)
+        self._slide = LastingSlide(path)
         self.properties: Mapping[str, str] = dict(self._slide.properties)
         self.reader = f"openslide:{self.properties.get('openslide.vendor', 'unknown')}"
         self.level_sizes = tuple((int(w), int(h)) for w, h in self._slide.level_dimensions)
@@ -356,7 +357,7 @@ class TiatoolboxSource(_WithoutTiles):
             info = self._reader.info
         except Exception as error:
             msg = f"{place}: neither OpenSlide nor tiatoolbox can open it: {error}"
-            raise SlideOpenError(msg) from error
+            raise SlideOpenError(msg.replace(str(path), "the file")) from error
         self.reader = f"tiatoolbox:{type(self._reader).__name__}"
         self.level_sizes = tuple((int(w), int(h)) for w, h in info.level_dimensions)
         mpp = info.mpp

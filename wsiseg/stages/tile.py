@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ class TileSummary:
     note: str = ""
 
 
-def derive_classes(annotations: list[Path]) -> ClassTable:
+def derive_classes(annotations: Sequence[tuple[CohortEntry, Path]]) -> ClassTable:
     """Return a class table of all class names found in annotation files, in alphabetical order.
 
     Used where the user names no table; the same files always give the same labels. A file that
@@ -85,16 +85,17 @@ def derive_classes(annotations: list[Path]) -> ClassTable:
     """
     names: set[str] = set()
     failure: AnnotationError | None = None
-    for path in annotations:
+    for entry, path in annotations:
         try:
-            names |= read_class_names(path)
+            names |= read_class_names(path, may_name=entry.may_name(path))
         except AnnotationError as error:
-            failure = failure or error
+            failure = failure or AnnotationError(f"slide '{entry.slide_id}': {error}")
     kept = sorted(n for n in names if not n.startswith("Ignore"))
     if not kept:
         if failure is not None:
             raise failure
-        msg = f"annotations {[p.name for p in annotations[:3]]}: no annotation has a class"
+        slides = ", ".join(entry.slide_id for entry, _ in annotations[:3])
+        msg = f"annotations of {slides}: no annotation has a class"
         raise AnnotationError(msg)
     return ClassTable.of_names(kept)
 
@@ -207,10 +208,13 @@ def _labeller(job: TileJob, meta: SlideMeta) -> Labeller | None:
             width_px_l0=meta.width_px_l0,
             height_px_l0=meta.height_px_l0,
             classes=job.classes,
+            may_name=job.entry.may_name(job.label_image),
         )
         return image.read
     assert job.annotation is not None
-    annotations: list[Annotation] = read_annotations(job.annotation, bounds=meta.bounds)
+    annotations: list[Annotation] = read_annotations(
+        job.annotation, bounds=meta.bounds, may_name=job.entry.may_name(job.annotation)
+    )
     classes = job.classes
     check_annotations(
         annotations,

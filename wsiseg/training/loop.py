@@ -25,6 +25,7 @@ from wsiseg.settings.training import OptimConfig
 from wsiseg.training.board import Show, open_board
 from wsiseg.training.data import read_ahead
 from wsiseg.training.interrupts import held_back
+from wsiseg.training.memory import memory_errors_explained
 from wsiseg.training.pieces import Piece, Runner, open_runner
 from wsiseg.training.ranks import ALONE, Ranks
 from wsiseg.training.resume import TrainState, load_newest, save_state
@@ -119,6 +120,8 @@ class Trainer:
         TrainingDivergedError
             More than `max_bad_steps` steps had a loss or gradient that is not finite, or the
             weights themselves are not.
+        TrainingMemoryError
+            There is not enough memory. Nothing is tried with less: that would be another run.
         """
         self._resume()
         config, state = self._config, self._state
@@ -137,6 +140,7 @@ class Trainer:
                     num_pieces=self._task.num_pieces,
                     is_compiled=config.compile,
                 ) as runner,
+                memory_errors_explained(self._folder, state),
             ):
                 self._take_steps(compiled, runner)
         except KeyboardInterrupt:

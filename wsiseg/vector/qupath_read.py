@@ -67,7 +67,9 @@ class Annotation:
     index: int
 
 
-def read_annotations(path: Path, *, bounds: Box | None = None) -> list[Annotation]:
+def read_annotations(
+    path: Path, *, bounds: Box | None = None, may_name: bool = True
+) -> list[Annotation]:
     """Return the area annotations of a QuPath GeoJSON, parents before their children.
 
     Points and lines have no area and are left out with a warning; polygons that cross themselves
@@ -77,13 +79,15 @@ def read_annotations(path: Path, *, bounds: Box | None = None) -> list[Annotatio
     ----------
     bounds
         The slide's bounds (MRXS): QuPath counts from their corner, we from that of level 0.
+    may_name
+        Whether messages may name the file; see `CohortEntry.may_name`.
 
     Raises
     ------
     AnnotationError
         The file is missing or is no GeoJSON, or a feature cannot be used.
     """
-    place = f"annotation '{path.name}'"
+    place = _place(path, may_name=may_name)
     document = parse_document(read_text(path, place), place)
     offset = (0.0, 0.0) if bounds is None else (float(bounds.x), float(bounds.y))
     annotations = []
@@ -110,6 +114,10 @@ def read_annotations(path: Path, *, bounds: Box | None = None) -> list[Annotatio
     return annotations
 
 
+def _place(path: Path, *, may_name: bool) -> str:
+    return f"annotation '{path.name}'" if may_name else "annotation"
+
+
 def read_text(path: Path, place: str) -> bytes:
     """Return a file's content, unpacked if it is gzip; AnnotationError if it cannot be read."""
     try:
@@ -124,10 +132,12 @@ def read_text(path: Path, place: str) -> bytes:
             while parts[-1] and sum(map(len, parts)) <= limit:
                 parts.append(file.read(_READ_BYTES))
     except FileNotFoundError as error:
-        msg = f"{place}: no such file: '{path}'"
+        where = f" in '{path.parent}'" if path.name in place else ""
+        msg = f"{place}: no such file{where}"
         raise AnnotationError(msg) from error
     except (OSError, EOFError, zlib.error) as error:
-        msg = f"{place}: cannot be read: {error}"
+        reason = getattr(error, "strerror", None) or error  # without the path
+        msg = f"{place}: cannot be read: {reason}"
         raise AnnotationError(msg) from error
     text = b"".join(parts)
     if len(text) > limit:
@@ -200,7 +210,7 @@ def class_name(feature: dict[str, Any], where: str) -> str | None:
     raise AnnotationError(msg)
 
 
-def read_class_names(path: Path) -> set[str]:
+def read_class_names(path: Path, *, may_name: bool = True) -> set[str]:
     """Return the classes of all area annotations of a file, without looking at their outlines.
 
     Raises
@@ -208,7 +218,7 @@ def read_class_names(path: Path) -> set[str]:
     AnnotationError
         The file is missing or is no GeoJSON, or a classification is not one.
     """
-    place = f"annotation '{path.name}'"
+    place = _place(path, may_name=may_name)
     found: set[str] = set()
     for index, feature in flat_features(parse_document(read_text(path, place), place), place):
         geometry = feature.get("geometry")
