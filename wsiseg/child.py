@@ -109,8 +109,9 @@ class Child:
             return self._connection
         context: Any = multiprocessing.get_context(START_METHOD)
         ours, its = context.Pipe()
-        level = logging.getLogger("wsiseg").getEffectiveLevel()
-        self._process = context.Process(target=_serve, args=(its, self._call, level), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(its, self._call, _log_levels()), daemon=True
+        )
         self._process.start()
         its.close()
         self._connection = ours
@@ -124,16 +125,22 @@ class Child:
         return exit_code
 
 
-def _serve(connection: Connection, call: Call, log_level: int) -> None:
+def _log_levels() -> dict[str, int]:
+    """Return the level of each logger that has one, the root's under no name."""
+    loggers = {"": logging.getLogger(), **logging.getLogger().manager.loggerDict}
+    found = {name: x for name, x in loggers.items() if isinstance(x, logging.Logger)}
+    return {name: logger.level for name, logger in found.items() if logger.level}
+
+
+def _serve(connection: Connection, call: Call, levels: dict[str, int]) -> None:
     """Be the child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is our parent's, which then ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sender = _Sender(connection)
-    root = logging.getLogger()
-    root.handlers = [_LogSender(sender)]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("wsiseg").setLevel(log_level)
+    logging.getLogger().handlers = [_LogSender(sender)]
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     progress = _ProgressSender(sender)
     while True:
         try:

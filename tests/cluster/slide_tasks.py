@@ -90,6 +90,7 @@ def tell(number: int, *, progress: Progress) -> int:
     progress.start(f"item {number}", 2, unit="tiles")
     progress.advance(note="half")
     logging.getLogger("wsiseg.slides").warning("slide %d is odd: %s", number, threading.Lock())
+    logging.getLogger("tifffile").warning("is not asked")
     progress.advance()
     return os.getpid()
 

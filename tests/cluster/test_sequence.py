@@ -42,6 +42,7 @@ class Diary:
 
 @pytest.mark.parametrize("num_items", [1, 3])
 def test_progress_and_log_look_as_if_the_work_was_done_here(tasks, caplog, num_items):
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # as the command line does
     diary = Diary()
     outcomes = map_items(
         tasks.tell, range(num_items), progress=diary,

@@ -9,7 +9,8 @@ from PIL import Image
 from wsiseg.classes import ClassTable
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Box, Raster
-from wsiseg.slides.label_image import LabelImage, find_label_image
+from wsiseg.slides.images import open_image
+from wsiseg.slides.label_image import LabelImage, find_label_image, read_values
 
 ONE = ClassTable.of_names(["Nucleus"])
 TWO = ClassTable.of_names(["Tumor", "Stroma"])
@@ -121,3 +122,16 @@ def test_a_mask_is_found_by_the_slides_name_and_only_one(tmp_path):
     (tmp_path / "a.b.tif").touch()
     with pytest.raises(AnnotationError, match=r"several mask images \(a\.b\.png, a\.b\.tif\)"):
         find_label_image(tmp_path, "a.b")
+
+
+def test_an_image_larger_than_a_photograph_is_read_and_the_limit_of_pil_stands_after_it(
+    tmp_path, recwarn
+):
+    limit = Image.MAX_IMAGE_PIXELS
+    path = tmp_path / "s.png"
+    Image.new("1", (2 * 9600, 9600)).save(path)  # 184 megapixels, of which PIL refuses 178
+    with open_image(path) as image:
+        assert image.size == (2 * 9600, 9600)
+    assert read_values(path, "mask image").shape == (9600, 2 * 9600)
+    assert not recwarn.list
+    assert limit == Image.MAX_IMAGE_PIXELS

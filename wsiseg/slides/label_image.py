@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from wsiseg.classes import IGNORE, ClassTable
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Box, Raster
+from wsiseg.slides.images import open_image
 from wsiseg.slides.resample import Taps, area_taps
 
 MAX_LABEL_PIXELS = 1 << 30
@@ -105,7 +105,7 @@ def read_values(path: Path, place: str) -> npt.NDArray[np.uint8]:
         msg = f"{place} is JPEG, which changes labels at edges; save it as PNG"
         raise AnnotationError(msg)
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.width * image.height > MAX_LABEL_PIXELS:
                 size = f"{image.width} x {image.height}"
                 msg = f"{place} claims {size} px, more than {MAX_LABEL_PIXELS}"
@@ -117,7 +117,7 @@ def read_values(path: Path, place: str) -> npt.NDArray[np.uint8]:
                 )
                 raise AnnotationError(msg)
             values = np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, AnnotationError):
             raise
         reason = str(error).replace(str(path), "the file")  # its name stands in `place`, if it may

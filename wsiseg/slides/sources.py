@@ -20,6 +20,7 @@ from wsiseg.errors import SlideOpenError
 from wsiseg.geometry import Box
 from wsiseg.slides.blocks import BlockReader
 from wsiseg.slides.budget import check_budget, check_image
+from wsiseg.slides.images import open_image
 from wsiseg.slides.lasting import LastingSlide
 from wsiseg.slides.tile_decoders import JpegTiles
 from wsiseg.slides.tiled_tiff import TiledTiff, TileLevel
@@ -234,8 +235,7 @@ class ImageSource(_WithoutTiles):
     def __init__(self, path: Path, *, place: str) -> None:
         """Decode the image; `place` names the slide in errors."""
         try:
-            # PIL's own limit is about photographs; ours is checked before anything is decoded.
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
+            with open_image(path, IMAGE_FORMATS) as image:
                 _check_image(image, path.stat().st_size, place)
                 self.properties = _resolution_tags(image)
                 self._pixels = np.asarray(_on_white(image))
@@ -244,7 +244,7 @@ class ImageSource(_WithoutTiles):
         except UnidentifiedImageError as error:
             msg = f"{place}: not a slide that OpenSlide knows, nor a PNG, JPEG or TIFF image"
             raise SlideOpenError(msg) from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             msg = f"{place}: the image cannot be decoded ({error}); is it truncated or damaged?"
             raise SlideOpenError(msg) from error
         height, width = self._pixels.shape[:2]
@@ -325,9 +325,9 @@ def is_small_jpeg2000(path: Path) -> bool:
     if path.suffix.lower() != ".jp2":
         return False
     try:
-        with Image.open(path, formats=("JPEG2000",)) as image:
+        with open_image(path, ("JPEG2000",)) as image:
             return image.width * image.height <= MAX_IMAGE_PIXELS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError):
         return False
 
 

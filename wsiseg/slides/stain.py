@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from wsiseg.errors import ConfigError
+from wsiseg.slides.images import open_image
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -56,12 +56,12 @@ def make_normalizer(method: str, target: Path | None = None) -> Callable[[UInt8]
 
 def _read_target(path: Path) -> UInt8:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.width * image.height > MAX_TARGET_PIXELS:
                 msg = f"--stain-target '{path}': larger than {MAX_TARGET_PIXELS} px"
                 raise ConfigError(msg)
             return np.array(image.convert("RGB"))  # tiatoolbox writes into it
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         msg = f"--stain-target '{path}': cannot be read as an image: {error}"
