@@ -24,6 +24,7 @@ READ = {
     "duplicate-keys": (2, []),
     "geometry-collection": (2, [(1, "geometry-type")]),
     "half-a-surrogate": (2, [(None, "json")]),
+    "half-a-surrogate-without-colour": (2, [(None, "json"), (1, "class-color")]),
     "hole-outside": (2, [(1, "geometry-invalid")]),
     "markup": (2, []),
     "mixed-dimensions": (2, []),

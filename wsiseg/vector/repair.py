@@ -220,7 +220,7 @@ def _repair_class(properties: dict[str, Any]) -> None:
     if not is_color(color) or color is None:
         color = [entry["colorRGB"]] if type(entry.get("colorRGB")) is int else None
     if color is None:
-        color = list(PALETTE[sum(": ".join(levels).encode()) % len(PALETTE)])
+        color = list(PALETTE[sum(": ".join(levels).encode("utf-8", "replace")) % len(PALETTE)])
     named = {"name": levels[0]} if len(levels) == 1 else {"names": levels}
     properties["classification"] = {**named, "color": color}
 
