@@ -16,6 +16,9 @@ from wsiseg.settings.training import AugmentConfig
 RGB_FROM_HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 """Absorption of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001)."""
 
+_RGB_FROM_HED = functional.normalize(torch.tensor(RGB_FROM_HED), dim=1)
+_HED_FROM_RGB = torch.linalg.inv(_RGB_FROM_HED)
+
 BLUR_SIGMA = (0.3, 1.0)
 """Pixels; a slide slightly out of focus."""
 
@@ -40,15 +43,25 @@ def augment(
     colours_change = config.stain_sigma or config.brightness or config.contrast
     if not colours_change and not config.blur_probability:
         return images_NHWC, labels_NHW
-    x = images_NHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
+    # One by one: where a vector of the processor begins and ends decides on the last bit.
+    changed = [
+        _recolour(image, config, generator)
+        for image, generator in zip(images_NHWC, generators, strict=True)
+    ]
+    return torch.stack(changed), labels_NHW
+
+
+def _recolour(
+    image_HWC: torch.Tensor, config: AugmentConfig, generator: np.random.Generator
+) -> torch.Tensor:
+    x = image_HWC.permute(2, 0, 1).to(torch.float32) / 255
     if config.stain_sigma:
-        x = _jitter_stain(x, config.stain_sigma, generators)
+        x = _jitter_stain(x, config.stain_sigma, generator)
     if config.brightness or config.contrast:
-        x = _jitter_light(x, config, generators)
+        x = _jitter_light(x, config, generator)
     if config.blur_probability:
-        x = _blur(x, config.blur_probability, generators)
-    changed = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return changed.contiguous(), labels_NHW
+        x = _blur(x, config.blur_probability, generator)
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
 def _turn(
@@ -63,37 +76,37 @@ def _turn(
     return torch.stack([i for i, _ in pairs]), torch.stack([lab for _, lab in pairs])
 
 
-def _uniform(low: float, high: float, generators: Generators, *, num: int = 1) -> torch.Tensor:
-    """Draw float32 (N, num) in [low, high)."""
-    drawn = np.stack([generator.random(num) for generator in generators])
-    return torch.from_numpy(drawn * (high - low) + low).to(torch.float32)
+def _uniform(
+    low: float, high: float, generator: np.random.Generator, *, num: int = 1
+) -> torch.Tensor:
+    """Draw float32 (num, 1, 1) in [low, high)."""
+    drawn = generator.random((num, 1, 1)) * (high - low) + low
+    return torch.from_numpy(drawn).to(torch.float32)
 
 
-def _jitter_stain(x: torch.Tensor, sigma: float, generators: Generators) -> torch.Tensor:
+def _jitter_stain(x: torch.Tensor, sigma: float, generator: np.random.Generator) -> torch.Tensor:
     """Scale and shift each stain's density (Tellez et al. 2018, arXiv 1808.05896)."""
-    to_rgb = torch.tensor(RGB_FROM_HED, device=x.device)
-    to_rgb = to_rgb / to_rgb.norm(dim=1, keepdim=True)
+    to_rgb, from_rgb = (matrix.to(x.device) for matrix in (_RGB_FROM_HED, _HED_FROM_RGB))
     density = -torch.log10(x.clamp(min=1 / 255))
-    stains = torch.einsum("nchw,cs->nshw", density, torch.linalg.inv(to_rgb))
-    scale = 1 + _uniform(-sigma, sigma, generators, num=3)
-    shift = _uniform(-sigma, sigma, generators, num=3) * 0.2
-    stains = stains * scale.to(x)[:, :, None, None] + shift.to(x)[:, :, None, None]
-    return torch.pow(10.0, -torch.einsum("nshw,sc->nchw", stains, to_rgb))
+    stains = torch.einsum("chw,cs->shw", density, from_rgb)
+    scale = 1 + _uniform(-sigma, sigma, generator, num=3)
+    shift = _uniform(-sigma, sigma, generator, num=3) * 0.2
+    stains = stains * scale.to(x) + shift.to(x)
+    return torch.pow(10.0, -torch.einsum("shw,sc->chw", stains, to_rgb))
 
 
-def _jitter_light(x: torch.Tensor, config: AugmentConfig, generators: Generators) -> torch.Tensor:
-    bright = 1 + _uniform(-config.brightness, config.brightness, generators).to(x.device)
-    contrast = 1 + _uniform(-config.contrast, config.contrast, generators).to(x.device)
-    mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    return ((x - mean) * contrast[:, :, None, None] + mean) * bright[:, :, None, None]
+def _jitter_light(
+    x: torch.Tensor, config: AugmentConfig, generator: np.random.Generator
+) -> torch.Tensor:
+    bright = 1 + _uniform(-config.brightness, config.brightness, generator).to(x.device)
+    contrast = 1 + _uniform(-config.contrast, config.contrast, generator).to(x.device)
+    mean = x.mean()
+    return ((x - mean) * contrast + mean) * bright
 
 
-def _blur(x: torch.Tensor, probability: float, generators: Generators) -> torch.Tensor:
-    samples = []
-    for sample, generator in zip(x, generators, strict=True):
-        is_chosen, sigma = generator.random() < probability, generator.uniform(*BLUR_SIGMA)
-        samples.append(_gaussian(sample, sigma) if is_chosen else sample)
-    return torch.stack(samples)
+def _blur(x: torch.Tensor, probability: float, generator: np.random.Generator) -> torch.Tensor:
+    is_chosen, sigma = generator.random() < probability, generator.uniform(*BLUR_SIGMA)
+    return _gaussian(x, sigma) if is_chosen else x
 
 
 def _gaussian(image_CHW: torch.Tensor, sigma: float) -> torch.Tensor:
