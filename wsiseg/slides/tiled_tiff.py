@@ -219,11 +219,11 @@ class TiledTiff:
         """Account for a decoded tile and drop those not asked for the longest."""
         with self._lock:
             self._cached_bytes += num_bytes
-            for key in list(self._cache) if self._cached_bytes > self._cache_bytes else ():
-                if self._cached_bytes <= self._cache_bytes:
-                    break
-                if self._cache[key].done():
-                    self._cached_bytes -= self._cache.pop(key).result().nbytes
+            while self._cached_bytes > self._cache_bytes:
+                oldest = next((key for key, tile in self._cache.items() if tile.done()), None)
+                if oldest is None:
+                    return
+                self._cached_bytes -= self._cache.pop(oldest).result().nbytes
 
     def _decode(self, level: int, index: int, factor: int) -> UInt8:
         page = self._page(level)
