@@ -65,9 +65,9 @@ class Child:
         """
         connection = self._start()
         try:
-            connection.send(item)
+            self._send(connection, item)
             while True:
-                kind, content = self._receive()
+                kind, content = self._receive(connection)
                 if kind == "value":
                     return content
                 if kind == "unsent":
@@ -77,10 +77,8 @@ class Child:
                 else:
                     arguments, options = content
                     getattr(progress, kind)(*arguments, **options)
-        except UnsentError:
+        except (UnsentError, ChildDiedError):
             raise
-        except (EOFError, OSError) as error:
-            raise ChildDiedError(self._exit_code()) from error
         except BaseException:
             self.close()  # its answer, which would come, is not that of the next item
             raise
@@ -94,15 +92,23 @@ class Child:
             self._connection.close()
         self._process = self._connection = None
 
-    def _receive(self) -> tuple[str, Any]:
-        """Return the next message; EOFError if the process is over, whoever holds its pipe."""
+    def _send(self, connection: Connection, item: object) -> None:
+        try:
+            connection.send(item)
+        except OSError as error:
+            raise self._death() from error
+
+    def _receive(self, connection: Connection) -> tuple[str, Any]:
+        """Return the next message; ChildDiedError if the process is over, whoever has its pipe."""
         assert self._process is not None
-        assert self._connection is not None
-        wait([self._connection, self._process.sentinel])
-        if not self._connection.poll():
-            raise EOFError
-        message: tuple[str, Any] = self._connection.recv()
-        return message
+        wait([connection, self._process.sentinel])
+        try:
+            if connection.poll():
+                message: tuple[str, Any] = connection.recv()
+                return message
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+        raise self._death()
 
     def _start(self) -> Connection:
         if self._connection is not None:
@@ -117,12 +123,12 @@ class Child:
         self._connection = ours
         return self._connection
 
-    def _exit_code(self) -> int:
+    def _death(self) -> ChildDiedError:
         assert self._process is not None
         self._process.join()
         exit_code = self._process.exitcode or 0
         self.close()
-        return exit_code
+        return ChildDiedError(exit_code)
 
 
 def _log_levels() -> dict[str, int]:

@@ -120,3 +120,15 @@ def test_a_slide_that_ends_its_process_does_not_keep_the_others_from_their_turn(
     assert status == {"a": "ok", "poison": "failed", "b": "ok"}
     assert "slide 'poison': the worker process was killed by SIGSEGV 3 times" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class Broken(Diary):
+    """A progress whose terminal is gone."""
+
+    def advance(self, amount: int = 1, *, note: str = "") -> None:
+        raise BrokenPipeError("the terminal is gone")
+
+
+def test_an_error_of_ours_is_not_taken_for_a_death_of_the_child(tasks):
+    with pytest.raises(BrokenPipeError, match="the terminal is gone"):
+        map_items(tasks.tell, range(2), progress=Broken(), on_result=lambda index, outcome: None)
