@@ -139,9 +139,11 @@ def test_a_worker_over_its_limit_costs_a_try_and_the_command_no_memory(
         healthy = {"a": "ok", "b": "ok", "hungry": "ok"}
         assert statuses(stdout) == {**healthy, "hopeless": "failed"}, stderr
         lowered = [line for line in stderr.splitlines() if line.endswith(AGAIN)]
-        for name in ("hungry", "hopeless"):  # and perhaps one that the dead worker had been sent
-            told = [x for x in lowered if x.startswith(f"WARNING: slide '{name}': the worker proc")]
-            assert len(told) == 1, stderr
+        # Of the hungry one too, unless it is through between two of the times that dask looks, and
+        # perhaps of one that the dead worker had been sent.
+        told = {x.split("'")[1] for x in lowered if "the worker process died" in x}
+        assert "hopeless" in told, stderr
+        assert len(told) == len(lowered), stderr
         assert "error: slide 'hopeless': the worker process died" in stderr
         assert (
             "; if it was memory, use fewer --workers, a smaller --batch-size (on a GPU) or"
