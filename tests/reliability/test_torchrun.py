@@ -8,10 +8,8 @@ import time
 
 import pytest
 
-from tests.stores_on_disk import write_tiles
 from tests.training.tiny_runs import assert_same_weights, lines
-from tests.training.two_ranks import CONFIG, torchrun, weights
-from wsiseg.stages import pretrain
+from tests.training.two_ranks import torchrun, train_alone, weights
 
 KILLS_PER_RUN = 5
 """More would not fit into its steps, as each waits for a resume point of its own."""
@@ -20,16 +18,9 @@ TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_tiles(tmp_path_factory.mktemp("store") / "s.zarr", num=8, size=64, shard_tiles=8)
-
-
-@pytest.fixture(scope="module")
-def alone(store, tmp_path_factory):
-    """The run of one process that nobody kills."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    pretrain.run(CONFIG, stores=[store], output=folder)
-    return folder
+def whole(tmp_path_factory):
+    """A store and the run of one process that nobody kills."""
+    return train_alone(tmp_path_factory.mktemp("alone"))
 
 
 def newest_point(folder):
@@ -70,9 +61,10 @@ def kill_ranks(run, folder, num, rng):
 
 @pytest.mark.slow
 def test_a_killed_process_is_started_again_and_the_run_ends_with_the_bits_of_an_unbroken_one(
-    store, alone, tmp_path, figure, seed, scorecard
+    whole, tmp_path, figure, seed, scorecard
 ):
     rng = random.Random(seed)
+    store, alone = whole
     left = figure(pr=5, night=50)
     while left:
         folder = tmp_path / f"{left}-left" / "run"

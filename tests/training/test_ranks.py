@@ -4,29 +4,21 @@ import itertools
 
 import pytest
 
-from tests.stores_on_disk import write_tiles
 from tests.training.tiny_runs import assert_same_weights, lines
-from tests.training.two_ranks import CONFIG, torchrun, weights
+from tests.training.two_ranks import torchrun, train_alone, weights
 from wsiseg.errors import ConfigError
-from wsiseg.stages import pretrain
 from wsiseg.training.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return write_tiles(tmp_path_factory.mktemp("store") / "s.zarr", num=8, size=64, shard_tiles=8)
+def whole(tmp_path_factory):
+    """A store and the run of one process that nobody kills."""
+    return train_alone(tmp_path_factory.mktemp("alone"))
 
 
-@pytest.fixture(scope="module")
-def alone(store, tmp_path_factory):
-    """The run of one process."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    pretrain.run(CONFIG, stores=[store], output=folder)
-    return folder
-
-
-def test_two_processes_end_with_the_bits_of_one(store, alone, tmp_path):
+def test_two_processes_end_with_the_bits_of_one(whole, tmp_path):
     """A network call is two tiles of 64 px, so that both have the same calls to make."""
+    store, alone = whole
     run = torchrun(store, tmp_path / "run")
     text, _ = run.communicate(timeout=200)
     assert run.returncode == 0, text

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 
+from tests.stores_on_disk import write_tiles
 from tests.training.tiny_runs import TINY
 from wsiseg.config import to_dict
 from wsiseg.models.checkpoint import load_checkpoint
 from wsiseg.settings.model import DiffusionConfig
 from wsiseg.settings.training import OptimConfig, PretrainConfig
+from wsiseg.stages import pretrain
 
 CONFIG = PretrainConfig(
     model=TINY,
@@ -36,6 +38,13 @@ def torchrun(store, output, *options):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def train_alone(folder):
+    """Return a store of tiles and the run of one process on it, which nobody disturbs."""
+    store = write_tiles(folder / "s.zarr", num=8, size=64, shard_tiles=8)
+    pretrain.run(CONFIG, stores=[store], output=folder / "run")
+    return store, folder / "run"
 
 
 def weights(folder):
