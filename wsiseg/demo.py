@@ -58,7 +58,7 @@ What `wsiseg demo` made
 {target}.png             the slide with what was found over it
 curves-pretrain.png      loss of the diffusion pretraining
 curves-finetune.png      loss and validation Dice of the fine-tuning
-samples.png              tissue that the pretrained network dreams up
+samples.png              what the pretrained network paints; after so few steps stained noise
 metrics.json             every figure
 work/                    slides, annotations, tile stores, run folders, the slide mask
 """
