@@ -1,8 +1,8 @@
-"""Map a function over slides: in this process, on this machine's cores, or on a dask cluster.
+"""Map a function over slides: one at a time, on this machine's cores, or on a dask cluster.
 
 One item is one task. What goes wrong with an item, the death of its worker process included,
 becomes an `Outcome` of that item; nothing that one item does fails another. Knows nothing of
-slides, of progress or of what the function writes. Functions must be idempotent (every stage is:
+slides or of what the function writes. Functions must be idempotent (every stage is:
 it goes on where it stopped), for an item whose worker died is tried again. The caller may give
 another item for that, such as one that takes less memory.
 """

@@ -1,5 +1,6 @@
 """Several slides with one worker: a child takes them in turn, and its death costs only one."""
 
+import functools
 import importlib
 import json
 import logging
@@ -41,8 +42,10 @@ class Diary:
 
 
 @pytest.mark.parametrize("num_items", [1, 3])
-def test_progress_and_log_look_as_if_the_work_was_done_here(tasks, caplog, num_items):
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # as the command line does
+def test_progress_and_log_look_as_if_the_work_was_done_here(tasks, caplog, request, num_items):
+    library = logging.getLogger("tifffile")
+    request.addfinalizer(functools.partial(library.setLevel, library.level))
+    library.setLevel(logging.CRITICAL)  # as the command line does
     diary = Diary()
     outcomes = map_items(
         tasks.tell, range(num_items), progress=diary,

@@ -83,9 +83,8 @@ def run_over_slides(  # noqa: PLR0913 - all but two by their names
         if outcome.error is not None:
             failures[index] = outcome.error
             if outcome.is_memory:
-                is_sure = outcome.traceback is not None  # else all that is known is a death
                 remedy = _memory_remedy(less_memory, in_process=in_process)
-                failures[index] += f"; {'' if is_sure else 'if it was memory, '}{remedy}"
+                failures[index] += f"; {'if it was memory, ' if outcome.is_death else ''}{remedy}"
             click.echo(f"error: {_named(slide_ids[index], failures[index])}", err=True)
             logger.debug("%s", outcome.traceback)
         if not in_process:
